@@ -45,9 +45,12 @@ def test_lock_is_plain_and_sorted():
     assert lock_faults(LINES) == []
 
 
-@pytest.mark.parametrize("line", ["torch==2.13.0+cpu", "--index-url https://example.org/simple", "numpy @ file:///wheels/numpy.whl", "numpy>=2", "zlib==1\nattrs==1", "x==1\nX==1"])
-def test_a_faulty_lock_is_seen(line: str):
-    assert lock_faults(line.split("\n"))
+@pytest.mark.parametrize("text", [
+    "torch==2.13.0+cpu", "--index-url https://example.org/simple", "numpy @ file:///wheels/numpy.whl", "numpy>=2", "# from https://example.org",
+    "zlib==1\nattrs==1", "x==1\nX==1",
+])
+def test_a_faulty_lock_is_seen(text: str):
+    assert lock_faults(text.split("\n"))
 
 
 def test_lock_text_is_stable_and_drops_local_versions():

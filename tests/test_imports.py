@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# The files that are not installed beside a served model. `None` in sys.modules makes importing them fail.
-ABSENT = ("dagster", "deltalake", "duckdb", "lightning", "matplotlib", "mlflow", "nbconvert", "pandas", "pandera", "papermill", "pyarrow", "pyspark", "scipy", "sklearn", "torch")
-SERVED = ("shopai", "shopai.core.config", "shopai.core.files", "shopai.core.artifacts", "shopai.data.histories", "shopai.recommend.metrics", "shopai.recommend.baselines",
-          "shopai.recommend.onnx", "shopai.recommend.bundle", "serving.app")
+# Packages that are not installed beside a served model. `None` in sys.modules makes importing them fail.
+ABSENT = (
+    "dagster", "deltalake", "duckdb", "lightning", "matplotlib", "mlflow", "nbconvert", "pandas", "pandera", "papermill", "pyarrow", "pyspark", "scipy",
+    "sklearn", "torch",
+)
+SERVED = (
+    "shopai", "shopai.core.config", "shopai.core.files", "shopai.core.artifacts", "shopai.data.histories", "shopai.recommend.metrics",
+    "shopai.recommend.baselines", "shopai.recommend.onnx", "shopai.recommend.bundle", "serving.app",
+)
 
 
 def python(code: str) -> str:

@@ -1,7 +1,7 @@
 """Is the package exactly what the notebooks export? Usage: python tools/check_sync.py
 
-Everything in shopai/ that a notebook should write is removed from a copy, exported afresh and compared byte for byte. That finds a module edited by hand, a module whose
-notebook is gone, a notebook not exported, and a notebook not cleaned; `nbdev_export` over the old files would hide the first two.
+Everything in shopai/ that a notebook should write is removed from a copy, exported afresh and compared byte for byte. That finds a module edited by hand, a
+module whose notebook is gone, a notebook not exported, and a notebook not cleaned; `nbdev_export` over the old files would hide the first two.
 """
 
 import os
