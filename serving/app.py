@@ -1,0 +1,64 @@
+"The application: `create_app` puts the services together. `uvicorn --factory serving.app:create_app` runs it; so does `shopai serve`."
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from serving.config import get_serve_settings
+from serving.logs import configure
+from serving.middleware import RequestContext
+from serving.models import LiveModel
+from serving.problems import install
+from serving.services import health, recommend
+from shopai import __version__
+from shopai.core.artifacts import ModelStore
+from shopai.core.config import Settings, get_settings
+
+DESCRIPTION = """
+What a shop asks while a customer waits.
+
+* **Recommendations** for a known customer or for a visitor's session: `POST /v1/recommendations`.
+* **Similar items** for a product page: `GET /v1/items/{item_id}/similar`.
+* **Which model answers**, how it was judged and when it was promoted: `GET /v1/models`.
+
+Each answer names its `model_version` and its `request_id` (send `X-Request-ID` to choose it), and says in `fallback` when something simpler than the model had
+to answer.
+Each error is a problem document (RFC 9457, `application/problem+json`) whose `detail` says in one line what to change.
+"""
+LINKS = {
+    "recommendations": "/v1/recommendations",
+    "similar_items": "/v1/items/{item_id}/similar",
+    "models": "/v1/models",
+    "alive": "/healthz",
+    "ready": "/readyz",
+    "openapi": "/openapi.json",
+    "documentation": "/docs",
+}
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    "The API over the model store of `settings`; without them, of the environment."
+    settings, serve = settings or get_settings(), get_serve_settings()
+    configure(serve.log_level)
+    live = LiveModel(ModelStore(settings.store_location), serve.model, settings.home.absolute() / "cache" / "models", serve.poll_seconds)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        live.start()
+        yield
+        live.stop()
+
+    app = FastAPI(title="shopai", version=__version__, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False)
+    app.state.live = live
+    install(app)
+    app.add_middleware(RequestContext)
+    app.include_router(recommend.router)
+    app.include_router(health.router)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> JSONResponse:
+        return JSONResponse({"name": "shopai", "version": __version__, "links": LINKS})
+
+    return app

@@ -1,0 +1,121 @@
+"What goes over the wire. The rules stand here once: pydantic enforces them, and the API's documentation and its problem documents quote them."
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+MAX_K, MAX_ITEMS, MAX_EXCLUDE, MAX_TEXT = 100, 200, 1000, 128
+MAX_BODY = 2_000_000  # bytes; the longest legal request, all of it escaped, stays below
+
+A_TEXT = f"a text of 1 to {MAX_TEXT} characters"
+RULES = {
+    "user_id": A_TEXT,
+    "item_ids": f"a list of 1 to {MAX_ITEMS} item ids, each {A_TEXT}",
+    "k": f"a whole number from 1 to {MAX_K}",
+    "exclude": f"a list of at most {MAX_EXCLUDE} item ids, each {A_TEXT}",
+}
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
+
+
+class RecommendationRequest(BaseModel):
+    "Who is asking: a known customer, or a visitor by the items of the session."
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"user_id": "12583", "k": 3}, {"item_ids": ["22423", "47566"], "k": 3, "exclude": ["85123A"]}]},
+    )
+
+    user_id: Id | None = Field(None, description=f"A customer's pseudonym, {A_TEXT}. Give either this or `item_ids`.")
+    item_ids: list[Id] | None = Field(
+        None, min_length=1, max_length=MAX_ITEMS, description=f"Recent items of a visitor, oldest first: {RULES['item_ids']}. Give either this or `user_id`."
+    )
+    k: int = Field(10, ge=1, le=MAX_K, strict=True, description=f"How many items to return: {RULES['k']}.")
+    exclude: list[Id] = Field(
+        default_factory=list, max_length=MAX_EXCLUDE, description=f"Items never to return, such as those in the basket: {RULES['exclude']}."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "RecommendationRequest":
+        if (self.user_id is None) == (self.item_ids is None):
+            raise ValueError("give exactly one of user_id and item_ids")
+        return self
+
+
+class SimilarQuery(BaseModel):
+    "Parameters of the similar-items address."
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: int = Field(10, ge=1, le=MAX_K, description=f"How many items to return: {RULES['k']}.")
+
+
+KNOWN = {"body": list(RecommendationRequest.model_fields), "query": list(SimilarQuery.model_fields)}
+
+
+class Item(BaseModel):
+    "One recommended item."
+
+    item_id: str
+    title: str | None = Field(description="Name for people; null where the shop's data has none.")
+    score: float = Field(description="The model's score. It orders the items of one answer and is no probability.")
+    rank: int = Field(description="1 is the best.")
+
+
+class Recommendations(BaseModel):
+    "The answer to a request for recommendations."
+
+    request_id: str = Field(description="The request's `X-Request-ID`, or one made here.")
+    model_version: str
+    fallback: str | None = Field(
+        description="Null when the model answered. Else the reason why popularity did: `unknown_user` (no such customer) or `unknown_items` "
+        "(the model knows none of the items)."
+    )
+    items: list[Item] = Field(description="Best first; fewer than `k` when the catalogue has no more to offer.")
+
+
+class SimilarItems(BaseModel):
+    "The answer to a request for similar items."
+
+    request_id: str
+    model_version: str
+    item_id: str
+    items: list[Item]
+
+
+class ServedModel(BaseModel):
+    "A model that this process answers with."
+
+    name: str
+    version: str
+    kind: str
+    created: str
+    promoted_at: str | None
+    data_until: str | None = Field(description="End of the data behind the customers' histories.")
+    metrics: dict[str, Any]
+
+
+class Models(BaseModel):
+    models: list[ServedModel]
+
+
+class Health(BaseModel):
+    status: str
+
+
+class Ready(BaseModel):
+    status: str
+    model_version: str
+    refused: str | None = Field(description="Why a newer champion was refused, while this one goes on serving; null when all is well.")
+
+
+class ProblemDocument(BaseModel):
+    "An error, as RFC 9457 describes it."
+
+    type: str = Field(description="Identifies the kind of problem.")
+    title: str
+    status: int
+    detail: str = Field(description="One line that says what to change.")
+    instance: str = Field(description="The path that was asked for.")
+    request_id: str
+    errors: list[dict[str, str]] | None = Field(None, description="For an invalid request: each field's `pointer` and `detail`.")

@@ -1,0 +1,1 @@
+"One module a service: a thin router each, with no model logic."

@@ -1,0 +1,178 @@
+"Real server processes: start, parity, a change of champion, damage, and the end."
+
+import json
+import threading
+import time
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from shop_server import flip, publish, running, toy_bundle
+
+from shopai.core.artifacts import ModelStore
+from shopai.core.files import sha256, whole_file
+from shopai.core.testing import toy_shop
+from shopai.data.interactions import Interactions, purchases
+from shopai.recommend.baselines import EASE, ItemKNN, Popularity
+from shopai.recommend.bundle import Recommender, save_bundle
+
+ASK = "/v1/recommendations"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    "Two bundles over the same customers, and those customers."
+    folder = tmp_path_factory.mktemp("bundles")
+    bought, _ = toy_bundle(folder / "ease")
+    toy_bundle(folder / "knn", ItemKNN())
+    return folder, bought
+
+
+def test_start_parity_and_graceful_stop(bundles, tmp_path):
+    "Alive, ready, the same answers as the package's, and SIGTERM ends it well."
+    folder, bought = bundles
+    recommender = Recommender.load(publish(tmp_path, folder / "ease", "1"))
+    with running(tmp_path, tmp_path / "log") as server:
+        seconds = server.wait_ready()
+        assert seconds < 10, f"ready after {seconds:.1f} s"  # the 3 s of the promise are measured in benchmarks/, on a quiet machine
+        for user in [*bought.user_ids[:20].tolist(), "nobody"]:
+            status, answer = server.ask(ASK, {"user_id": user})
+            assert status == 200
+            assert {name: answer[name] for name in ("fallback", "items")} == recommender.recommend(user_id=user).to_dict()
+        assert server.ask(ASK, {"user_id": "a"}, {"X-Request-ID": "mine"})[1]["request_id"] == "mine"
+        assert psutil.Process(server.process.pid).memory_info().rss < 300e6
+        assert server.stop() == 0 or server.process.returncode == -15  # uvicorn ends by the signal itself once it has shut down
+        assert "Traceback" not in server.log
+        assert [line["version"] for line in server.events("champion loaded")] == ["1"]
+
+
+def test_items_of_any_name_work_in_the_address(tmp_path):
+    "Slashes, escapes, dots and other scripts, each asked of a real server: clients and test clients tidy addresses."
+    odd = ["a/b", "a//b", "/", "x/similar", "50% off?", "a#b", "ä ö", "語", "😀", "a+b", ".", "..", "../../etc", "%2F", " ", "a\\b", '"']
+    toy = purchases(toy_shop().events)
+    names = np.array([*odd, *toy.item_ids[len(odd):]], dtype=object)
+    bought = Interactions.from_frame(pd.DataFrame({"user_id": toy.user_ids[toy.users], "item_id": names[toy.items], "event_time": toy.times}))
+    save_bundle(tmp_path / "b", EASE(regularisation=50.0).fit(bought), bought, {}, Popularity().fit(bought))
+    recommender = Recommender.load(publish(tmp_path, tmp_path / "b", "1"))
+    with running(tmp_path, tmp_path / "log") as server:
+        server.wait_ready()
+        for item in odd:
+            status, answer = server.ask(f"/v1/items/{quote(item, safe='')}/similar?k=3")
+            assert (status, answer.get("item_id")) == (200, item)
+            assert answer["items"] == [found.to_dict() for found in recommender.similar(item, 3)]
+            assert server.ask(ASK, {"item_ids": [item]})[1]["fallback"] is None
+
+
+def test_it_starts_before_the_first_model_and_takes_it_when_it_comes(bundles, tmp_path):
+    folder, _ = bundles
+    with running(tmp_path, tmp_path / "log") as server:
+        server.wait(lambda: server.ask("/healthz")[0] == 200)
+        server.wait(lambda: "shopai run recommend" in server.ask("/readyz")[1].get("detail", ""))
+        assert server.ask(ASK, {"user_id": "a"})[0] == 503
+        publish(tmp_path, folder / "ease", "1")
+        server.wait_ready()
+        assert server.ask(ASK, {"user_id": "a"})[1]["model_version"] == "1"
+        assert len(server.events("champion refused")) == 1  # however often it was looked for
+
+
+def test_a_new_champion_takes_over_without_a_failed_request(bundles, tmp_path):
+    "Requests go on while the champion changes and is rolled back; each answer is wholly the old model's or wholly the new one's."
+    folder, bought = bundles
+    user = str(bought.user_ids[0])
+    first = publish(tmp_path, folder / "ease", "1")
+    store = ModelStore(tmp_path / "models")
+    second = tmp_path / "models" / "recommend" / "2"
+    store.publish(folder / "knn", "recommend", "2")
+    expected = {path.name: Recommender.load(path).recommend(user_id=user).to_dict()["items"] for path in (first, second)}
+    assert expected["1"] != expected["2"]
+    with running(tmp_path, tmp_path / "log") as server:
+        server.wait_ready()
+        answers, stop = [], threading.Event()
+
+        def customers():
+            while not stop.is_set(): answers.append(server.ask(ASK, {"user_id": user}))
+
+        thread = threading.Thread(target=customers)
+        thread.start()
+        try:
+            store.promote("recommend", "2", reason="test")
+            server.wait(lambda: server.ask("/readyz")[1]["model_version"] == "2")
+            store.rollback("recommend", reason="test")
+            server.wait(lambda: server.ask("/readyz")[1]["model_version"] == "1")
+        finally:
+            stop.set()
+            thread.join()
+        assert {status for status, _ in answers} == {200}
+        assert {answer["model_version"] for _, answer in answers} == {"1", "2"}
+        for _, answer in answers: assert answer["items"] == expected[answer["model_version"]]
+        assert server.ask("/v1/models")[1]["models"][0]["version"] == "1"
+
+
+def test_a_damaged_champion_is_refused_by_file_and_the_repaired_one_is_taken(bundles, tmp_path):
+    folder, _ = bundles
+    damaged = next(path for path in sorted(publish(tmp_path, folder / "ease", "1").rglob("*")) if path.parent.name == "model")
+    file = f"model/{damaged.name}"
+    flip(damaged)
+    with running(tmp_path, tmp_path / "log") as server:
+        server.wait(lambda: file in server.ask("/readyz")[1].get("detail", ""))
+        status, problem = server.ask("/readyz")
+        assert status == 503 and str(tmp_path) not in json.dumps(problem)  # the file, but not where this machine keeps it
+        assert server.ask(ASK, {"user_id": "a"})[0] == 503
+        time.sleep(0.5)
+        assert server.ask("/readyz")[0] == 503
+        assert len(server.events("champion refused")) == 1
+        assert file in server.events("champion refused")[0]["reason"]
+        flip(damaged)
+        server.wait_ready()
+
+
+def test_a_damaged_new_champion_leaves_the_old_one_serving(bundles, tmp_path):
+    folder, bought = bundles
+    publish(tmp_path, folder / "ease", "1")
+    with running(tmp_path, tmp_path / "log") as server:
+        server.wait_ready()
+        before = server.ask(ASK, {"user_id": str(bought.user_ids[0])})[1]
+        store = ModelStore(tmp_path / "models")
+        store.publish(folder / "knn", "recommend", "2")
+        # Damage after promotion, before the server looks: promote() itself refuses a damaged bundle.
+        flip(tmp_path / "models" / "recommend" / "2" / "bundle.json")
+        champion = tmp_path / "models" / "recommend" / "champion.json"
+        told = json.loads(champion.read_text())
+        fields = {**told, "version": "2", "manifest_sha256": sha256(tmp_path / "models" / "recommend" / "2" / "manifest.json")}
+        _replace(champion, json.dumps(fields))
+        server.wait(lambda: "bundle.json" in (server.ask("/readyz")[1].get("refused") or ""))
+        status, ready = server.ask("/readyz")
+        assert (status, ready["model_version"]) == (200, "1")
+        after = server.ask(ASK, {"user_id": str(bought.user_ids[0])})[1]
+        assert (after["items"], after["model_version"]) == (before["items"], "1")
+        assert server.events("champion refused")[0]["still_served"] == "1"
+
+
+def test_a_damaged_champion_file_leaves_the_old_one_serving(bundles, tmp_path):
+    folder, _ = bundles
+    publish(tmp_path, folder / "ease", "1")
+    champion = tmp_path / "models" / "recommend" / "champion.json"
+    good = champion.read_text()
+    with running(tmp_path, tmp_path / "log") as server:
+        server.wait_ready()
+        for bad in ("", "{", "[]", '{"version": "../../etc"}'):
+            _replace(champion, bad)
+            server.wait(lambda: "champion.json" in (server.ask("/readyz")[1]["refused"] or ""))
+            assert server.ask(ASK, {"user_id": "a"})[0] == 200
+        _replace(champion, good)
+        server.wait(lambda: server.ask("/readyz")[1]["refused"] is None)
+
+
+def test_beyond_this_machine_it_warns(bundles, tmp_path):
+    "There is no access control yet: binding to other addresses is allowed, and said."
+    folder, _ = bundles
+    publish(tmp_path, folder / "ease", "1")
+    with running(tmp_path, tmp_path / "log", host="0.0.0.0") as server:  # noqa: S104
+        server.wait_ready()
+        assert '"warning"' in next(line for line in server.log.splitlines() if "no access control" in line)
+
+
+def _replace(path, text):
+    with whole_file(path) as temporary: temporary.write_text(text)
