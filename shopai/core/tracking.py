@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from .artifacts import Manifest, ModelStore, verify
+from .artifacts import ModelStore
 from .config import Settings, UsageError, get_settings
+from .manifest import Manifest, verify
 
 # %% ../../nbs/core/60_tracking.ipynb #8b2d02e3
 @dataclass(frozen=True)
