@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'FILLED', 'NOT_NEGATIVE', 'FINITE', 'CURRENCY', 'EVENT_NAMES
 
 # %% ../../nbs/core/30_schema.ipynb #c456d2ef
 import datetime as dt
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ class Column:
         return np.dtype(bool) if self.dtype == "flag" and not self.nullable else KINDS[self.dtype].pandas
 
 # %% ../../nbs/core/30_schema.ipynb #41580080
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     "The contract of one table. No two rows have the same values in the columns of `key`."
     name: str
@@ -92,8 +93,7 @@ class Table:
                              "meaning": [c.description + (" (key)" if c.name in self.key else "") for c in self.columns]},
                             index=pd.Index(self.names, name=self.name))
 
-    def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None): return f"<p>{self.description}</p>{self.describe().to_html()}"
+    def __repr__(self) -> str: return f"Table({self.name!r}: {', '.join(self.names)})"
 
 # %% ../../nbs/core/30_schema.ipynb #aaa33e9d
 EVENT_NAMES: tuple[str, ...] = (
@@ -248,11 +248,11 @@ QUARANTINE = Table("quarantine", "Rows that broke their table's contract, with t
 TABLES: dict[str, Table] = {table.name: table for table in (
     EVENTS, ITEMS, USERS, ORDERS, TOUCHES, MARKET_PRICES, STOCK, SUPPLIERS, CALENDAR, EXTERNAL_SIGNALS, QUARANTINE)}
 
-# %% ../../nbs/core/30_schema.ipynb #95005f86
+# %% ../../nbs/core/30_schema.ipynb #27b657f6
 def contract(
     table: str | Table,  # name of a table in `TABLES`, or a contract, which is returned as it is
 ) -> Table:
-    "The contract of a table. Raises `UsageError` for an unknown name."
+    "The contract of a table, by name or given as such, so that one of your own works like a built-in one. Raises `UsageError` for an unknown name."
     if isinstance(table, Table): return table
     if table in TABLES: return TABLES[table]
     raise UsageError(f"unknown table {table!r}; tables with a contract are {', '.join(TABLES)}")
@@ -350,17 +350,6 @@ def conform(
     return frame.astype({c.name: c.pandas_dtype for c in table.columns})
 
 # %% ../../nbs/core/30_schema.ipynb #eb134983
-@dataclass(frozen=True)
-class Validation:
-    "What `validate` found. Both frames keep the index labels of the input."
-    accepted: pd.DataFrame  # rows that keep the contract, in its form
-    rejected: pd.DataFrame  # the others, just as they came, with a further column `reason`
-
-    @property
-    def reasons(self) -> pd.Series:
-        "How many rows were rejected for which reason, commonest first."
-        return self.rejected["reason"].value_counts()
-
 def _pandera_schema(table: Table) -> "pandera.DataFrameSchema":
     import pandera.pandas as pandera
     return pandera.DataFrameSchema({
@@ -372,13 +361,27 @@ def _failures(frame: pd.DataFrame, unreadable: dict[str, pd.Series], table: Tabl
     from pandera.errors import SchemaErrors
     found = [pd.DataFrame({"row": np.flatnonzero(unreadable[c.name]), "column": c.name, "words": KINDS[c.dtype].words}) for c in table.columns]
     try:
-        _pandera_schema(table).validate(frame.reset_index(drop=True), lazy=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # pandera joins frames of which some are empty
+            _pandera_schema(table).validate(frame.reset_index(drop=True), lazy=True)
     except SchemaErrors as errors:
         cases = errors.failure_cases.rename(columns={"index": "row", "check": "words"})[["row", "column", "words"]]
         found.append(cases.assign(words=cases["words"].replace("not_nullable", "must not be missing")))
     failures = pd.concat(found).astype({"row": int}).drop_duplicates(["row", "column"])
     order = failures["column"].map(table.names.index)
     return failures.assign(order=order).sort_values(["row", "order"], kind="stable")
+
+# %% ../../nbs/core/30_schema.ipynb #4524cdb4
+@dataclass(frozen=True)
+class Validation:
+    "What `validate` found. Both frames keep the index labels of the input."
+    accepted: pd.DataFrame  # rows that keep the contract, in its form
+    rejected: pd.DataFrame  # the others, just as they came, with a further column `reason`
+
+    @property
+    def reasons(self) -> pd.Series:
+        "How many rows were rejected for which reason, commonest first."
+        return self.rejected["reason"].value_counts()
 
 # %% ../../nbs/core/30_schema.ipynb #eb62d8b9
 def validate(

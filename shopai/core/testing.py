@@ -39,6 +39,7 @@ class _Assortment:
     price: np.ndarray       # euro
     appeal: np.ndarray      # (days, items) weight a_i(t); 0 before the launch
 
+# %% ../../nbs/core/70_testing.ipynb #f60c266c
 def _assortment(rng: np.random.Generator, n: int, days: int) -> _Assortment:
     code = np.arange(n)
     category, following = code % len(_CATALOGUE), code + len(_CATALOGUE)
@@ -88,6 +89,7 @@ class _Lines:
     second: np.ndarray  # since START
     order: np.ndarray   # number of the order
 
+# %% ../../nbs/core/70_testing.ipynb #48b3f979
 def _lines(rng: np.random.Generator, joined: np.ndarray, days: int) -> _Lines:
     "Who orders how many items when. A customer of the whole period buys some 14 items, in baskets of 1.5."
     eager = rng.gamma(3, 1 / 3, len(joined)).clip(.3, 3)
@@ -105,6 +107,7 @@ def _draw(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
     cumulated = weights.cumsum(axis=1)
     return (cumulated <= rng.random((len(weights), 1)) * cumulated[:, -1:]).sum(axis=1)
 
+# %% ../../nbs/core/70_testing.ipynb #a9dbb166
 def _choices(rng: np.random.Generator, lines: _Lines, taste: np.ndarray, goods: _Assortment) -> np.ndarray:
     "The item of each line, by the formula above."
     count = np.bincount(lines.user, minlength=len(taste))
@@ -167,11 +170,13 @@ class Shop:
     users: pd.DataFrame
     complements: pd.Series  # item_id → the item_id that is likely to be bought after it
 
+# %% ../../nbs/core/70_testing.ipynb #0fe83d6a
 def _users(rng: np.random.Generator, n: int) -> pd.DataFrame:
     consent = rng.choice([1, 0, np.nan], n, p=[.86, .04, .1])
     return pd.DataFrame({"user_id": [f"U{i:0{len(str(n))}}" for i in range(1, n + 1)], "country": rng.choice(["DE", "FR", "NL", "AT"], n, p=[.5, .2, .2, .1]),
                          "channel": rng.choice(["organic", "search_ad", "email", "social"], n, p=[.4, .3, .2, .1]), "consent": pd.array(consent, "boolean")})
 
+# %% ../../nbs/core/70_testing.ipynb #917f7c8f
 def _events(raw: pd.DataFrame, items: pd.DataFrame, users: pd.DataFrame) -> pd.DataFrame:
     "The `events` table from rows of codes, in the order of time."
     raw = raw.sort_values("second", kind="stable", ignore_index=True)
