@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import Settings, UsageError, get_settings
 from .files import whole_file
-from .manifest import MANIFEST, NAME, VERSION, BundleError, Digest, Manifest, Time, first_problem, manifest_text, parse_manifest, verify, write_manifest
+from .manifest import MANIFEST, NAME, VERSION, BundleError, Digest, Manifest, Time, first_problem, manifest_text, parse_manifest
+from .manifest import verify, write_manifest
 
 # %% ../../nbs/core/50_artifacts.ipynb #f0822000
 def _path(name: str, version: str | None = None) -> str:
@@ -147,7 +148,9 @@ class VersionedBundles:
         path = _path(name, version)
         if (raw := self._place.read(f"{path}/{MANIFEST}")) is None:
             raise UsageError(f"version: {name} has no version {version!r}; published are {', '.join(self.versions(name)) or 'none'}")
-        return parse_manifest(raw, f"{self.location}/{path}")
+        manifest = parse_manifest(raw, f"{self.location}/{path}")
+        if (manifest.name, manifest.version) == (name, version): return manifest
+        raise BundleError.at(f"{self.location}/{path}", MANIFEST, f"says it is {manifest.name} {manifest.version}")
 
     def publish(self, folder: str | Path, name: str, version: str) -> Manifest:
         "Copy a verified bundle into the store. A version that exists is refused by `UsageError`, unless it is the same to the byte."
@@ -243,8 +246,10 @@ class ModelStore(VersionedBundles):
         return _parse_promotion(self._place.read(f"{_path(name)}/{file}"), f"{self.location}/{name}", file)
 
     def _point(self, name: str, promotion: Promotion) -> dict[str, Any]:
-        for file in (f"promotions/{promotion.id}.json", "champion.json"): self._place.write(f"{name}/{file}", promotion.model_dump_json(indent=2).encode() + b"\n")
+        text = promotion.model_dump_json(indent=2) + "\n"
+        for file in (f"promotions/{promotion.id}.json", "champion.json"): self._place.write(f"{name}/{file}", text.encode())
         return promotion.model_dump()
 
     def _same(self, name: str, manifest: Manifest, promotion: Promotion) -> None:
-        if _digest(manifest) != promotion.manifest_sha256: raise BundleError.at(f"{self.location}/{name}/{promotion.version}", MANIFEST, "is not the one that was promoted")
+        if _digest(manifest) == promotion.manifest_sha256: return
+        raise BundleError.at(f"{self.location}/{name}/{promotion.version}", MANIFEST, "is not the one that was promoted")
