@@ -26,6 +26,8 @@ What a shop asks while a customer waits.
 Each answer names its `model_version` and its `request_id` (send `X-Request-ID` to choose it), and says in `fallback` when something simpler than the model had
 to answer.
 Each error is a problem document (RFC 9457, `application/problem+json`) whose `detail` says in one line what to change.
+
+The page at `/docs` fetches its scripts from the internet; where there is none, `/openapi.json` says the same.
 """
 LINKS = {
     "recommendations": "/v1/recommendations",

@@ -6,6 +6,13 @@ import sys
 from datetime import UTC, datetime
 
 LOGGER = logging.getLogger("shopai.serving")
+UVICORN = {  # the server's own words in the same form
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": "serving.logs.JsonLines"}},
+    "handlers": {"json": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "loggers": {"uvicorn": {"handlers": ["json"], "propagate": False}},
+}
 
 
 class JsonLines(logging.Formatter):

@@ -1,6 +1,7 @@
 "What happens around every request, whatever it asks for: a name, a limit, and a last line of defence."
 
 import re
+import time
 import uuid
 
 from fastapi import HTTPException
@@ -26,7 +27,7 @@ class RequestContext:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if SOUND_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        started, received = False, 0
+        status, received, began = 0, 0, time.perf_counter()
 
         async def limited() -> Message:
             nonlocal received
@@ -37,9 +38,9 @@ class RequestContext:
             return message
 
         async def named(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
@@ -47,7 +48,9 @@ class RequestContext:
             await self.app(scope, limited, named)
         except Exception:
             event("error", "internal error", exc_info=True, request_id=request_id, method=scope["method"], path=scope["path"])
-            if started:
+            if status:  # the answer is under way; nothing better can follow it
                 raise
             problem = Problem(500, "internal", INTERNAL)
             await response(problem, scope["path"], request_id)(scope, receive, named)
+        milliseconds = round((time.perf_counter() - began) * 1000, 2)
+        event("debug", "answered", request_id=request_id, method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds)

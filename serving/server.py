@@ -2,8 +2,10 @@
 
 import ipaddress
 import os
+import socket
 
-from serving.logs import configure, event
+from serving.logs import UVICORN, configure, event
+from shopai.core.config import UsageError
 
 APP = "serving.app:create_app"
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -12,6 +14,15 @@ ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def _is_loopback(host: str) -> bool:
     try: return ipaddress.ip_address(host).is_loopback
     except ValueError: return host == "localhost"
+
+
+def _check_free(host: str, port: int) -> None:
+    "Raise `UsageError` if nothing can listen there: uvicorn would say so only after the model is loaded."
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error: raise UsageError(f"host and port: can't listen on {host}:{port}: {error}") from None
 
 
 def serve(host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
@@ -26,8 +37,9 @@ def serve(host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
     from shopai.core.artifacts import ModelStore
 
     configure(get_serve_settings().log_level)
+    _check_free(host, port)
     ModelStore.from_settings()  # a wrong address is the caller's mistake: said here in one line, not by each worker in a traceback
     if not _is_loopback(host):
         event("warning", "the API has no access control yet and listens beyond this machine; put a gateway in front of it", host=host)
-    uvicorn.run(APP, factory=True, host=host, port=port, workers=workers, access_log=False, log_level="warning", server_header=False,
-                timeout_graceful_shutdown=10)
+    uvicorn.run(APP, factory=True, host=host, port=port, workers=workers, access_log=False, log_config=UVICORN, log_level="warning",
+                server_header=False, timeout_graceful_shutdown=10)

@@ -91,7 +91,7 @@ class Server:
 
 
 @contextmanager
-def running(home: Path, log: Path, host: str = "127.0.0.1", **environment):
+def running(home: Path, log: Path, host: str = "127.0.0.1", workers: int = 1, **environment):
     "A server over `home` for the time of a with block."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -99,7 +99,7 @@ def running(home: Path, log: Path, host: str = "127.0.0.1", **environment):
     env = {**os.environ, "SHOPAI_HOME": str(home), "SHOPAI_SERVE_POLL_SECONDS": "0.1", **environment}
     with open(log, "wb") as sink:
         started = time.monotonic()
-        process = subprocess.Popen([sys.executable, "-c", f"from serving.server import serve; serve({host!r}, {port})"],
+        process = subprocess.Popen([sys.executable, "-c", f"from serving.server import serve; serve({host!r}, {port}, {workers})"],
                                    cwd=ROOT, env=env, stdout=sink, stderr=subprocess.STDOUT)
     server = Server(process, port, log, started)
     try:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from shop_server import ROOT, publish, toy_bundle
 
 from serving.app import create_app
+from serving.config import get_serve_settings
 from serving.problems import MEDIA_TYPE
 from serving.schemas import MAX_BODY, Models, ProblemDocument, Ready, RecommendationRequest, Recommendations, SimilarItems
-from shopai.core.config import Settings
+from shopai.core.config import Settings, UsageError
 from shopai.recommend.bundle import Recommender
 
 ASK = "/v1/recommendations"
@@ -219,6 +220,12 @@ def test_without_a_champion(tmp_path):
     assert client.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize(("name", "value"), [("POLL_SECONDS", "soon"), ("POLL_SECONDS", "0"), ("LOG_LEVEL", "loud"), ("MODEL", "")])
+def test_a_wrong_setting_is_named(monkeypatch, name, value):
+    monkeypatch.setenv(f"SHOPAI_SERVE_{name}", value)
+    with pytest.raises(UsageError, match=f"^SHOPAI_SERVE_{name}: .*{value!r}$"): get_serve_settings()
+
+
 # --- fuzz: nothing that is sent makes a 500 ---
 
 anything = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -290,7 +297,8 @@ def test_the_process_holds_none_of_the_training_libraries(shop):
     code = f"""
 import asyncio, json, sys
 from serving.app import create_app
-from shopai.core.config import Settings
+from serving.config import get_serve_settings
+from shopai.core.config import Settings, UsageError
 
 app = create_app(Settings(home={str(home)!r}))
 app.state.live.refresh()

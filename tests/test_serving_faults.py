@@ -1,6 +1,9 @@
 "Real server processes: start, parity, a change of champion, damage, and the end."
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from urllib.parse import quote
@@ -9,9 +12,11 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from shop_server import flip, publish, running, toy_bundle
+from shop_server import ROOT, flip, publish, running, toy_bundle
 
+from serving.server import serve
 from shopai.core.artifacts import ModelStore
+from shopai.core.config import UsageError
 from shopai.core.files import sha256, whole_file
 from shopai.core.testing import toy_shop
 from shopai.data.interactions import Interactions, purchases
@@ -46,6 +51,52 @@ def test_start_parity_and_graceful_stop(bundles, tmp_path):
         assert server.stop() == 0 or server.process.returncode == -15  # uvicorn ends by the signal itself once it has shut down
         assert "Traceback" not in server.log
         assert [line["version"] for line in server.events("champion loaded")] == ["1"]
+
+
+def test_two_workers_share_a_port_and_end_together(bundles, tmp_path):
+    folder, _ = bundles
+    publish(tmp_path, folder / "ease", "1")
+    with running(tmp_path, tmp_path / "log", workers=2) as server:
+        server.wait(lambda: len(server.events("champion loaded")) == 2)
+        server.wait_ready()
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert server.ask(ASK, {"user_id": "a"})[0] == 200
+        server.stop()
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+        assert "Traceback" not in server.log
+
+
+def test_an_address_that_cannot_be_listened_on_is_named(bundles, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UsageError, match=f"can't listen on 127.0.0.1:{port}: .*in use"): serve(port=port)
+    for host, port in (("127.0.0.1", 70_000), ("no.such.host.invalid", 8000), ("203.0.113.1", 8000)):
+        with pytest.raises(UsageError, match=f"can't listen on {host}:{port}"): serve(host, port)
+
+
+def test_each_request_can_be_logged_as_one_line(bundles, tmp_path):
+    folder, _ = bundles
+    publish(tmp_path, folder / "ease", "1")
+    with running(tmp_path, tmp_path / "log", SHOPAI_SERVE_LOG_LEVEL="debug") as server:
+        server.wait_ready()
+        server.ask("/v1/items/a%0Ab/similar", headers={"X-Request-ID": "mine"})
+        (line,) = server.wait(lambda: [line for line in server.events("answered") if line["request_id"] == "mine"])
+        assert (line["status"], line["method"], line["path"]) == (404, "GET", "/v1/items/a\nb/similar")
+
+
+def test_the_benchmark_runs(bundles, tmp_path):
+    "A second of locust over a toy shop: no figure worth the name, but what makes the figures works."
+    folder, _ = bundles
+    publish(tmp_path, folder / "ease", "1")
+    done = subprocess.run([sys.executable, "benchmarks/serving.py", "--home", tmp_path, "--seconds", "2", "--rate", "20", "--out", tmp_path / "out.json"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert figures["errors"] == 0 and figures["requests"] >= 10
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
+    assert figures["start_to_ready_s"] > 0 and figures["rss_mb_after"] > 20
+    empty = subprocess.run([sys.executable, "benchmarks/serving.py", "--home", tmp_path / "none"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert empty.returncode == 1 and "has no champion of 'recommend'" in empty.stderr and "Traceback" not in empty.stderr
 
 
 def test_items_of_any_name_work_in_the_address(tmp_path):

@@ -11,7 +11,7 @@ import importlib
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -66,6 +66,7 @@ def write_arrays(
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items(): np.save(Path(folder) / f"{name}.npy", array, allow_pickle=False)
 
+# %% ../../nbs/recommend/40_bundle.ipynb #6e4b9fb8
 def read_arrays(
     folder: str | Path,  # what `write_arrays` filled
     *names: str,         # without the ending
@@ -99,6 +100,7 @@ MODELS: dict[str, str] = {
     "transformer": "shopai.recommend.onnx:OnnxTransformer",
 }
 
+# %% ../../nbs/recommend/40_bundle.ipynb #c5fef9db
 def model_class(
     kind: str,  # a key of `MODELS`
 ) -> type[Model]:  # the class whose `load` reads such weights
@@ -130,10 +132,11 @@ def save_bundle(
     known = {"data_from": _utc(interactions.times.min()), "data_until": _utc(max(interactions.now, interactions.times.max() + 1)), "parameters": model.params()}
     return write_manifest(folder, **{"name": name, "kind": model.kind, "inputs": INPUTS, "outputs": OUTPUTS, **known, **fields})
 
-def _utc(seconds: int) -> str: return datetime.fromtimestamp(int(seconds), UTC).isoformat()
-
+# %% ../../nbs/recommend/40_bundle.ipynb #d6c4cd52
 INPUTS = {"user_id": "a customer's name, or", "item_ids": "items of a session, oldest first", "k": "number of items", "exclude": "items not to return"}
 OUTPUTS = {"items": "best first: item_id, title, score, rank", "fallback": "null, unknown_user or unknown_items"}
+
+def _utc(seconds: int) -> str: return datetime.fromtimestamp(int(seconds), UTC).isoformat()
 
 # %% ../../nbs/recommend/40_bundle.ipynb #2e4e0be9
 def _write_names(folder: Path, names: Sequence[str]) -> None:
@@ -142,6 +145,7 @@ def _write_names(folder: Path, names: Sequence[str]) -> None:
     texts = Strings.of(names)
     write_arrays(folder, ids_offsets=texts.offsets, ids_utf8=texts.utf8)
 
+# %% ../../nbs/recommend/40_bundle.ipynb #9475a4c1
 def _write_items(folder: Path, item_ids: Sequence[str], items: Mapping[str, str] | Any) -> None:
     "Names and titles of the items."
     titles = items if isinstance(items, Mapping) else dict(zip(items["item_id"], items["title"], strict=True))
@@ -150,6 +154,7 @@ def _write_items(folder: Path, item_ids: Sequence[str], items: Mapping[str, str]
     _write_names(folder, item_ids)
     write_arrays(folder, titles_offsets=texts.offsets, titles_utf8=texts.utf8)
 
+# %% ../../nbs/recommend/40_bundle.ipynb #f73ad671
 def _write_customers(folder: Path, interactions: "Interactions") -> None:
     "Names and histories of the customers."
     histories = interactions.histories()
@@ -165,8 +170,9 @@ class Recommendation:
     score: float       # orders the items of one answer; no probability
     rank: int          # 1 is the best
 
-    def to_dict(self) -> dict[str, Any]: return asdict(self)
+    def to_dict(self) -> dict[str, Any]: return dict(vars(self))
 
+# %% ../../nbs/recommend/40_bundle.ipynb #f60fa0c1
 @dataclass(frozen=True)
 class Answer:
     "Items, best first, and the reason if it wasn't the model that chose them."
@@ -175,6 +181,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]: return {"fallback": self.fallback, "items": [item.to_dict() for item in self.items]}
 
+# %% ../../nbs/recommend/40_bundle.ipynb #8791d59a
 class UnknownItem(UsageError):
     "The catalogue of the bundle holds no such item."
 
@@ -192,10 +199,8 @@ class Recommender:
         folder, manifest = Path(folder), verify(folder)
         about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         model, fallback = (model_class(about[part]).load(folder / part) for part in ("model", "fallback"))
-        item_ids, titles, user_ids = (Strings(*read_arrays(folder / place, f"{what}_offsets", f"{what}_utf8"))
-                                      for place, what in (("items", "ids"), ("items", "titles"), ("customers", "ids")))
-        histories = Histories(*read_arrays(folder / "customers", "indptr", "items", "times"), about["now"])
-        return cls(manifest, model, fallback, item_ids, titles, user_ids, histories)
+        names = (_read_names(folder / place, what) for place, what in (("items", "ids"), ("items", "titles"), ("customers", "ids")))
+        return cls(manifest, model, fallback, *names, Histories(*read_arrays(folder / "customers", "indptr", "items", "times"), about["now"]))
 
     @property
     def version(self) -> str: return self.manifest.version
@@ -243,9 +248,13 @@ class Recommender:
         kept = [(int(code), float(score)) for code, score in zip(codes, scores, strict=True) if code >= 0 and np.isfinite(score)]
         return [Recommendation(self.item_ids[code], self.titles[code] or None, score, rank) for rank, (code, score) in enumerate(kept, 1)]
 
+# %% ../../nbs/recommend/40_bundle.ipynb #fa5efdd1
 def _alone(items: np.ndarray, times: np.ndarray, now: int) -> Histories:
     "One customer's history on its own; unlike `take`, it doesn't look at the others, of whom there may be a million."
     return Histories(np.array([0, len(items)]), items, times, now)
+
+# %% ../../nbs/recommend/40_bundle.ipynb #26bf7a32
+def _read_names(folder: Path, what: str) -> Strings: return Strings(*read_arrays(folder, f"{what}_offsets", f"{what}_utf8"))
 
 def _checked(k: int) -> int:
     "`k` if it is a number of items."
