@@ -25,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from .artifacts import ModelStore
 from .config import Settings, UsageError, get_settings
+from .files import whole_file
 from .manifest import Manifest, verify
 
 # %% ../../nbs/core/60_tracking.ipynb #8b2d02e3
@@ -152,9 +153,12 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
     "Keeps other processes from opening the same database during the block."
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///"))
+        if set("%?") & set(str(path)): raise ValueError("the path of an SQLite database must not contain % or ?")  # they mean something in an address
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(f"{path}.lock", timeout=120, isolation_level=None)) as lock:
             lock.execute("BEGIN EXCLUSIVE")
+            if path.exists():
+                with closing(sqlite3.connect(path)) as database: database.execute("PRAGMA schema_version")  # MLflow would retry for minutes if it is none
             yield
     elif uri.startswith("postgresql"):
         from sqlalchemy import NullPool, create_engine, text
@@ -170,8 +174,11 @@ def _open_client(uri: str):
         if uri.startswith(("http://", "https://")):
             place = urlsplit(uri)
             socket.create_connection((place.hostname, place.port or (443 if place.scheme == "https" else 80)), timeout=5).close()
-        client = _mlflow().MlflowClient
-        with _one_at_a_time(uri): return client(tracking_uri=uri, registry_uri=uri)
+        client, path = _mlflow().MlflowClient, Path(uri.removeprefix("sqlite:///"))
+        with _one_at_a_time(uri):
+            if uri.startswith("sqlite:///") and not path.exists():
+                with whole_file(path) as temporary: client(tracking_uri=f"sqlite:///{temporary}")
+            return client(tracking_uri=uri, registry_uri=uri)
     except Exception as error:  # whatever the driver raises, the user can only mend the setting
         shown = re.sub(r"//([^:/@]*):[^@]*@", r"//\1:***@", uri)
         raise UsageError(f"SHOPAI_TRACKING_URI: cannot open {shown}: {str(error).strip().splitlines()[0]}") from error
