@@ -49,7 +49,7 @@ def start(home: Path, log) -> tuple[subprocess.Popen, str, float]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address, started = f"http://127.0.0.1:{port}", time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", f"from serving.server import serve; serve(port={port})"], cwd=ROOT, stdout=log, stderr=log,
+    process = subprocess.Popen([sys.executable, "-m", "serving", "--port", str(port)], cwd=ROOT, stdout=log, stderr=log,
                                env={**os.environ, **ONE_THREAD, "SHOPAI_HOME": str(home)})
     while time.perf_counter() - started < 60 and process.poll() is None:
         try:

@@ -1,4 +1,4 @@
-"`python -m serving`: what `shopai serve` starts, and what a container runs."
+"`python -m serving`: what `shopai serve` starts. Exit codes: 0 done, 1 failed, 2 wrong use."
 
 import argparse
 import sys
@@ -8,13 +8,17 @@ from shopai.core.config import UsageError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m serving", description="Serve the champion models over HTTP; settings come from SHOPAI_* variables.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one inference thread each (default: %(default)s)")
-    try: serve(**vars(parser.parse_args()))
-    except UsageError as error: sys.exit(f"error: {error}")
+    options = argparse.ArgumentParser(prog="python -m serving", description="Serve the champion models over HTTP.")
+    options.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    options.add_argument("--port", type=int, default=8000, help="port to listen on")
+    options.add_argument("--workers", type=int, default=1, help="processes, one inference thread each")
+    given = options.parse_args()
+    try:
+        serve(given.host, given.port, given.workers)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # a worker process imports this module again, and must not serve on its own
     main()

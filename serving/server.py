@@ -30,6 +30,7 @@ def serve(host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
 
     Settings come from the environment, which the workers inherit; a wrong one raises `UsageError`.
     """
+    if workers < 1: raise UsageError(f"workers must be at least 1, got {workers}")
     for name in ONE_THREAD: os.environ.setdefault(name, "1")  # a second thread for a millisecond's work lengthens the tail; scale by workers
     import uvicorn
 

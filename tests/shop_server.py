@@ -99,7 +99,7 @@ def running(home: Path, log: Path, host: str = "127.0.0.1", workers: int = 1, **
     env = {**os.environ, "SHOPAI_HOME": str(home), "SHOPAI_SERVE_POLL_SECONDS": "0.1", **environment}
     with open(log, "wb") as sink:
         started = time.monotonic()
-        process = subprocess.Popen([sys.executable, "-c", f"from serving.server import serve; serve({host!r}, {port}, {workers})"],
+        process = subprocess.Popen([sys.executable, "-m", "serving", "--host", host, "--port", str(port), "--workers", str(workers)],
                                    cwd=ROOT, env=env, stdout=sink, stderr=subprocess.STDOUT)
     server = Server(process, port, log, started)
     try:

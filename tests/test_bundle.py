@@ -18,7 +18,7 @@ from shopai.core.testing import toy_shop
 from shopai.data.histories import Histories
 from shopai.data.interactions import Interactions, purchases
 from shopai.recommend.baselines import EASE, ItemKNN, Popularity, RecentPopularity
-from shopai.recommend.bundle import MODELS, Ranker, Recommender, Strings, UnknownItem, model_class, save_bundle
+from shopai.recommend.bundle import MODELS, Recommender, Strings, UnknownItem, model_class, save_bundle
 
 BASELINES = [Popularity(), RecentPopularity(), ItemKNN(), EASE(regularisation=50.0), EASE(regularisation=50.0, half_life=60.0)]
 
@@ -156,7 +156,7 @@ def test_a_ranker_gives_the_bundles_scores_in_any_vocabulary(toy):
     _, bought, _, recommender = toy
     rng = np.random.default_rng(0)
     theirs = rng.permutation([*bought.item_ids[5:], "new-1", "new-2"])  # five items of the bundle have left the shop
-    ranker = Ranker(recommender, theirs)
+    ranker = recommender.ranker(theirs)
     code = {item: i for i, item in enumerate(theirs)}
     histories = bought.histories()
     sessions = [[code[item] for item in bought.item_ids[histories.row(u)[0]] if item in code] for u in range(len(histories))]

@@ -1,6 +1,7 @@
 "Real server processes: start, parity, a change of champion, damage, and the end."
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -14,9 +15,7 @@ import psutil
 import pytest
 from shop_server import ROOT, flip, publish, running, toy_bundle
 
-from serving.server import serve
 from shopai.core.artifacts import ModelStore
-from shopai.core.config import UsageError
 from shopai.core.files import sha256, whole_file
 from shopai.core.testing import toy_shop
 from shopai.data.interactions import Interactions, purchases
@@ -66,12 +65,19 @@ def test_two_workers_share_a_port_and_end_together(bundles, tmp_path):
         assert "Traceback" not in server.log
 
 
-def test_an_address_that_cannot_be_listened_on_is_named(bundles, tmp_path):
+def test_an_address_that_cannot_be_listened_on_is_one_line_and_exit_code_2():
+    def refused(**options):
+        words = [f"--{name}={value}" for name, value in options.items()]
+        done = subprocess.run([sys.executable, "-m", "serving", *words], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        return done.stderr
+
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UsageError, match=f"can't listen on 127.0.0.1:{port}: .*in use"): serve(port=port)
+        assert re.fullmatch(f"host and port: can't listen on 127.0.0.1:{port}: .*in use\n", refused(port=port))
     for host, port in (("127.0.0.1", 70_000), ("no.such.host.invalid", 8000), ("203.0.113.1", 8000)):
-        with pytest.raises(UsageError, match=f"can't listen on {host}:{port}"): serve(host, port)
+        assert f"can't listen on {host}:{port}: " in refused(host=host, port=port)
+    assert "workers must be at least 1, got 0" in refused(port=0, workers=0)
 
 
 def test_each_request_can_be_logged_as_one_line(bundles, tmp_path):

@@ -235,6 +235,10 @@ class Recommender:
         if silent.any(): scores[silent] = self.fallback.score(take(histories, np.flatnonzero(silent)))
         return scores, silent
 
+    def ranker(self, item_ids: Sequence[str]) -> "Ranker":
+        "This bundle as a model over another vocabulary, to measure it on a holdout of today."
+        return Ranker(self, item_ids)
+
     def codes(self, item_ids: Sequence[str]) -> np.ndarray:
         "Codes of the items that the catalogue holds, in the given order."
         found = np.array([self.item_ids.find(item) for item in item_ids], np.int32)
@@ -269,6 +273,7 @@ class Ranker:
         own = {item: code for code, item in enumerate(recommender.item_ids)}
         self.recommender, self.kind = recommender, recommender.manifest.kind
         self.codes = np.array([own.get(str(item), -1) for item in item_ids], np.int32)  # of each item of the caller, in the bundle
+        self.n_items = len(self.codes)
 
     def score(self, histories: Histories) -> np.ndarray:
         "float32 (n, len(item_ids)); minus infinity for items that the bundle doesn't know."
