@@ -18,8 +18,8 @@ setup: ## make the environment in .venv [PYTHON=python3.11]
 	  echo "Setting up .venv: some minutes the first time"; \
 	  rm -f $(STAMP); "$(PYTHON)" -m venv .venv; \
 	  export PIP_DISABLE_PIP_VERSION_CHECK=1; \
-	  $(BIN)/python -m pip install --quiet --progress-bar off -r requirements.lock; \
-	  $(BIN)/python -m pip install --quiet --no-deps --editable .; \
+	  $(BIN)/python -m pip install -qq -r requirements.lock; \
+	  $(BIN)/python -m pip install -qq --no-deps --editable .; \
 	  { pwd; "$(PYTHON)" --version; cksum requirements.lock pyproject.toml; } > $(STAMP); }
 
 demo: setup ## run the main job and serve its model [DATA=FILE PROFILE=smoke|default|gpu PORT=8000]

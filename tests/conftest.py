@@ -16,6 +16,12 @@ os.environ["SHOPAI_DATA_DIR"] = str(DATA_DIR)
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"), MPLBACKEND="Agg")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "With `-n`, the tests of one file go to one worker, since they share what is dear to make. Notebooks share nothing and are spread."
+    for item in items:
+        if item.path.name != "test_notebooks.py" and not item.get_closest_marker("xdist_group"): item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     "Folder of the public data sets; a test that needs it is skipped where it is missing."
