@@ -182,7 +182,7 @@ def ease_weights(
     inverse = spd_inverse(gram)
     inverse /= -np.diag(inverse).copy()
     np.fill_diagonal(inverse, 0)
-    return inverse.astype(np.float32)
+    return inverse.astype(np.float32, order="C")  # LAPACK leaves columns; scoring reads rows
 
 # %% ../../nbs/recommend/20_baselines.ipynb #fb4d3864
 def partial_correlations(
