@@ -80,7 +80,7 @@ class SimilarItems(BaseModel):
     request_id: str
     model_version: str
     item_id: str
-    items: list[Item]
+    items: list[Item] = Field(description="Best first; fewer than `k` when no more are alike.")
 
 
 class ServedModel(BaseModel):

@@ -147,6 +147,7 @@ def test_a_customer_who_only_has_items_newer_than_the_weights_gets_popularity(tm
     recommender = Recommender.load(tmp_path / "b")
     answer = recommender.recommend(item_ids=[str(bought.item_ids[newest])], k=3)
     assert answer.fallback == "unknown_items"
+    assert recommender.similar(str(bought.item_ids[newest])) == []
     best = recommender.recommend(user_id="nobody", k=4).items
     assert [item.item_id for item in answer.items] == [item.item_id for item in best if item.item_id != bought.item_ids[newest]][:3]
 

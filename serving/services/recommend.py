@@ -51,7 +51,7 @@ async def recommendations(request: Request, body: Annotated[RecommendationReques
     **documented(422, "invalid-request", 'k must be a whole number from 1 to 100, got "0"', "/v1/items/22699/similar"),
 })
 async def similar(request: Request, item_id: str, query: Annotated[SimilarQuery, Query()]) -> JSONResponse:
-    "Items that are bought by the same customers. An item id that holds a slash or another odd character is sent percent-encoded."
+    "Items that the same customers buy; none for an item newer than the model. An item id that holds a slash or another odd character is sent percent-encoded."
     served = request.app.state.live.require()
     try:
         items = served.recommender.similar(item_id, query.k)

@@ -84,7 +84,7 @@ class Model(Protocol):
     def score(self, histories: Histories) -> np.ndarray:
         "float32 (n, n_items): for each history, how well each item fits; higher is better."
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        "Codes and scores of the `k` items most like `item`, best first."
+        "Codes and scores of the `k` items most like `item`, best first; a score of 0 or less: not alike."
     def save(self, folder: str | Path) -> Any:
         "Write the weights as NPZ, JSON or ONNX."
     @classmethod
@@ -221,11 +221,11 @@ class Recommender:
         return [self.recommend(user_id, k=k) for user_id in user_ids]
 
     def similar(self, item_id: str, k: int = 10) -> list[Recommendation]:
-        "At most `k` items most like this one. Raises `UnknownItem`."
+        "At most `k` items that are like this one; none for an item newer than the model. Raises `UnknownItem`."
         code = self.item_ids.find(item_id)
         if code < 0: raise UnknownItem(f"unknown item {ascii(item_id)}")
         codes, scores = self.model.similar(code, _checked(k))
-        return self._named(codes, scores)
+        return self._named(codes[scores > 0], scores[scores > 0])
 
     def score_histories(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         "float32 scores (n, n_items), and bool (n,): where the model had nothing to say and popularity scored instead."
