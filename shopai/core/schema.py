@@ -388,7 +388,9 @@ def validate(
     df: pd.DataFrame,  # columns of the contract in any order; nullable ones may be absent
     table: str | Table,  # name or contract
 ) -> Validation:
-    "Part the rows that keep the contract from those that break it. Raises `UsageError` where the frame as a whole doesn't fit: a required column missing, an unknown one, times without zone."
+    """Part the rows that keep the contract from those that break it.
+
+    Raises `UsageError` where the frame as a whole doesn't fit: a required column is missing, one is unknown, a column of times has no zone."""
     table = contract(table)
     frame, unreadable = _read_all(df, table)
     reason = pd.Series("", index=range(len(frame)), dtype=object)

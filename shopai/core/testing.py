@@ -60,7 +60,8 @@ def _items(goods: _Assortment) -> pd.DataFrame:
     titles = [f"{_ADJECTIVES[p // 6 % 12]} {thing}{suffix}" for p, thing, suffix in zip(place, things, edition)]
     category = [names[c] for c in goods.category]
     return conform(pd.DataFrame({
-        "item_id": [f"I{i:0{len(str(n))}}" for i in range(1, n + 1)], "title": titles, "description": [f"{t}, for {c.lower()}" for t, c in zip(titles, category)],
+        "item_id": [f"I{i:0{len(str(n))}}" for i in range(1, n + 1)], "title": titles,
+        "description": [f"{t}, for {c.lower()}" for t, c in zip(titles, category)],
         "category": category, "brand": [f"{c} & {'Sons' if p % 2 else 'Daughters'}" for c, p in zip(category, place)],
         "price": goods.price, "cost": (goods.price * .6).round(2), "currency": "EUR",
         "supplier_id": [f"S{c + 1}" for c in goods.category], "launched_at": START + pd.to_timedelta(goods.launch, unit="D")}), "items")
