@@ -215,7 +215,8 @@ def test_a_process_that_answers_needs_numpy_alone(saved, shop):
     """)
     result = subprocess.run([sys.executable, "-c", script, *map(str, saved.values())], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    expected = [f"{m.score(Histories.of([[1, 2, 3]]))[0, :3].tolist()} {m.similar(0, 2)[0].tolist()}" for m in (fresh(model).fit(shop) for model in MODELS.values())]
+    models = [fresh(model).fit(shop) for model in MODELS.values()]
+    expected = [f"{m.score(Histories.of([[1, 2, 3]]))[0, :3].tolist()} {m.similar(0, 2)[0].tolist()}" for m in models]
     assert result.stdout.splitlines() == expected
 
 
