@@ -220,7 +220,8 @@ def two_versions(tracker: Tracker, tmp_path: Path) -> Tracker:
 @pytest.mark.parametrize("step", ["publish", "alias", "champion"])
 def test_a_crash_between_two_steps_leaves_the_old_champion(two_versions: Tracker, step: str, monkeypatch: pytest.MonkeyPatch):
     def crash(*_, **__): raise KeyboardInterrupt
-    owner, method = {"publish": (two_versions.store, "publish"), "alias": (two_versions.client, "set_registered_model_alias"), "champion": (two_versions.store, "promote")}[step]
+    store, client = two_versions.store, two_versions.client
+    owner, method = {"publish": (store, "publish"), "alias": (client, "set_registered_model_alias"), "champion": (store, "promote")}[step]
     with monkeypatch.context() as patched:
         patched.setattr(owner, method, crash)
         with pytest.raises(KeyboardInterrupt): two_versions.promote("recommend", "2.0")
@@ -302,7 +303,8 @@ def server(tmp_path: Path):
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri",
                f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(tmp_path / "server")]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with open(tmp_path / "server.log", "w") as log: process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    with open(tmp_path / "server.log", "w") as log:
+        process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     try:
         for _ in range(240):
             assert process.poll() is None, (tmp_path / "server.log").read_text()

@@ -53,7 +53,8 @@ def test_a_season_on_postgresql(database: str, tmp_path: Path):
     tracker = Tracker(get_settings(home=tmp_path / "home", tracking_uri=database))
     assert tracker.uri.startswith("postgresql+psycopg2://")
     runs = tracker.client.search_runs([tracker.client.get_experiment_by_name("recommend").experiment_id])
-    assert sorted((run.info.run_name, run.info.status, run.data.metrics["ndcg_at_10"]) for run in runs) == [("run-0", "FINISHED", .098), ("run-1", "FINISHED", .098)]
+    assert sorted(run.info.run_name for run in runs) == ["run-0", "run-1"]
+    assert {(run.info.status, run.data.metrics["ndcg_at_10"]) for run in runs} == {("FINISHED", .098)}
 
     for version in ("1.0", "2.0"):
         folder = tmp_path / version
@@ -63,7 +64,8 @@ def test_a_season_on_postgresql(database: str, tmp_path: Path):
         tracker.register(folder, "recommend")
         tracker.record("recommend", version, gate({"ndcg@10": .098}, None))
         tracker.promote("recommend", version)
-    assert [(entry["version"], entry["champion"], entry["gate"]) for entry in tracker.versions("recommend")] == [("2.0", True, "promote"), ("1.0", False, "promote")]
+    versions = [(entry["version"], entry["champion"], entry["gate"]) for entry in tracker.versions("recommend")]
+    assert versions == [("2.0", True, "promote"), ("1.0", False, "promote")]
     assert tracker.rollback("recommend") == "1.0"
     assert str(tracker.client.get_model_version_by_alias("recommend", "champion").version) == "1"
     assert tracker.mark_failed("run-1", "the kernel was killed")

@@ -263,10 +263,10 @@ def _reason(folder: Path, code: int | None, timeout: float) -> str:
     log = (folder / "log.txt").read_text(encoding="utf-8") if (folder / "log.txt").exists() else ""
     cell = (re.findall(r"^Executing Cell (\d+)-", log, re.MULTILINE) or ["?"])[-1]
     if code is None: return f"stopped in cell {cell}, because it took longer than {timeout:g} s"
+    if code == 0: return "" if (folder / "manifest.json").exists() else "the notebook ended without a manifest: its last cell must call run.finish"
     if error := _error(folder / "notebook.ipynb"): return ": ".join(filter(None, error))
     if code == 138 or "DeadKernelError" in log: return f"the kernel died in cell {cell} (killed, or out of memory)"
-    if code: return f"papermill ended with code {code}: {(log.strip().splitlines() or ['no output'])[-1]}"
-    return "" if (folder / "manifest.json").exists() else "the notebook ended without a manifest: its last cell must call run.finish"
+    return f"papermill ended with code {code}: {(log.strip().splitlines() or ['no output'])[-1]}"
 
 # %% ../../nbs/core/65_jobs.ipynb #0301cff1
 def _page(folder: Path, reason: str) -> Path:
