@@ -14,19 +14,21 @@ from locust import FastHttpUser, constant_throughput, events, task
 
 BODIES = itertools.cycle(json.loads(Path(os.environ["SHOPAI_TRAFFIC"]).read_text(encoding="utf-8")))
 EACH = float(os.environ.get("SHOPAI_RATE_EACH", "5"))  # requests a second of one user
+STARTS: list[float] = []  # seconds since 1970
 TIMES: list[float] = []   # milliseconds
 ERRORS: list[str] = []
 
 
 @events.request.add_listener
-def _keep(response_time, exception, **_):
+def _keep(start_time, response_time, exception, **_):
+    STARTS.append(start_time)
     TIMES.append(response_time)
     if exception is not None: ERRORS.append(str(exception))
 
 
 @events.quitting.add_listener
 def _write(**_):
-    Path(os.environ["SHOPAI_TIMES"]).write_text(json.dumps({"milliseconds": TIMES, "errors": ERRORS}), encoding="utf-8")
+    Path(os.environ["SHOPAI_TIMES"]).write_text(json.dumps({"starts": STARTS, "milliseconds": TIMES, "errors": ERRORS}), encoding="utf-8")
 
 
 class Customer(FastHttpUser):

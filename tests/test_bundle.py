@@ -17,8 +17,10 @@ from shopai.core.config import UsageError
 from shopai.core.testing import toy_shop
 from shopai.data.histories import Histories
 from shopai.data.interactions import Interactions, purchases
+from shopai.data.splits import temporal_split
 from shopai.recommend.baselines import EASE, ItemKNN, Popularity, RecentPopularity
 from shopai.recommend.bundle import MODELS, Recommender, Strings, UnknownItem, model_class, save_bundle
+from shopai.recommend.leaderboard import evaluate
 
 BASELINES = [Popularity(), RecentPopularity(), ItemKNN(), EASE(regularisation=50.0), EASE(regularisation=50.0, half_life=60.0)]
 
@@ -167,6 +169,40 @@ def test_a_ranker_gives_the_bundles_scores_in_any_vocabulary(toy):
         expected = [item.item_id for item in own.items if item.item_id in code]
         ranked = sorted(set(range(len(theirs))) - set(session), key=lambda i, row=row: (-scores[row, i], str(theirs[i])))
         assert [str(theirs[i]) for i in ranked if np.isfinite(scores[row, i])] == expected
+
+
+def test_what_is_served_is_what_was_measured(tmp_path):
+    "The leaderboard gives a loaded bundle, asked in the vocabulary of the holdout, the figures of the model that went into it."
+    bought = purchases(toy_shop(customers=300).events)
+    holdout = temporal_split(bought).test
+    model = EASE(regularisation=50.0).fit(holdout.history)
+    save_bundle(tmp_path / "b", model, bought, {}, Popularity().fit(holdout.history))
+    figures = evaluate(model, holdout)
+    assert evaluate(Recommender.load(tmp_path / "b").ranker(bought.item_ids), holdout) == pytest.approx(figures)
+    assert figures["ndcg@10"] > 0
+
+
+def test_a_network_is_bundled_and_answers_without_torch(tmp_path):
+    "A transformer of one epoch: ONNX Runtime gives the scores that PyTorch gave, in a process that has no PyTorch."
+    transformer = pytest.importorskip("shopai.recommend.transformer")
+    bought = purchases(toy_shop().events)
+    model = transformer.RecTransformer(d_model=16, blocks=1, heads=1, epochs=1, seed=0).fit(bought)
+    save_bundle(tmp_path / "b", model, bought, {}, Popularity().fit(bought))
+    users = bought.user_ids[:10].tolist()
+    code = f"""
+import json, sys
+sys.modules.update(dict.fromkeys(("torch", "pandas", "scipy", "lightning")))  # importing one of them fails
+from shopai.recommend.bundle import Recommender
+recommender = Recommender.load({str(tmp_path / "b")!r})
+print(json.dumps([answer.to_dict() for answer in recommender.recommend_many({users!r})]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    scores = model.score(bought.histories())
+    for row, answer in enumerate(json.loads(done.stdout)):
+        assert answer["fallback"] is None and len(answer["items"]) == 10
+        codes = np.searchsorted(bought.item_ids, [item["item_id"] for item in answer["items"]])
+        assert [item["score"] for item in answer["items"]] == pytest.approx(scores[row, codes].tolist(), rel=1e-4, abs=1e-4)
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path, toy):
