@@ -28,7 +28,7 @@ demo: setup ## run the main job and serve its model [DATA=FILE PROFILE=smoke|def
 # Tests marked `alone` measure times, so nothing may run beside them.
 test: setup ## lint, then every test
 	$(BIN)/ruff check .
-	$(PYTEST) -q -n 2 --dist loadgroup -m "not alone and not gpu"
+	$(PYTEST) -q -n 2 -m "not alone and not gpu"
 	$(PYTEST) -q -m alone
 
 lab: hooks ## open JupyterLab; notebooks are cleaned when saved and merged cell by cell
