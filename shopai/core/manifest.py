@@ -100,6 +100,7 @@ class Manifest(BaseModel):
     lake_versions: dict[str, int] = Field({}, description="table → version that was read")
     data_from: Time | None = Field(None, description="first event it may know")
     data_until: Time | None = Field(None, description="it knows no event at or after this time")
+    fitted_until: Time | None = Field(None, description="its weights have seen no event at or after this time; None: see `data_until`")
     parameters: Json = Field({}, description="hyper-parameters")
     metrics: dict[str, FiniteFloat] = Field({}, description="as measured, such as `ndcg@10`")
     inputs: Json = Field({}, description="what predicting takes")

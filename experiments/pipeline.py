@@ -1,0 +1,62 @@
+"""The whole chain as Dagster assets: a shop's tables, then the jobs that learn from them.
+
+`dagster dev -f experiments/pipeline.py` shows it in a browser, with schedules and retries; `shopai pipeline run` runs it in process. Each job runs by plain papermill
+through `shopai.core.jobs`, so a notebook behaves the same from the terminal and from here.
+"""
+
+from pathlib import Path
+
+import dagster as dg
+
+from shopai.core.config import get_settings
+from shopai.core.jobs import JobFailed, run_job
+from shopai.core.lake import Lake
+from shopai.data.sources import load_source, write_source
+
+
+class ShopConfig(dg.Config):
+    """Where the shop's data comes from."""
+
+    source: str = ""  # adapter to rebuild the lake from; empty: keep the lake if it has events, else build the toy shop
+    path: str = ""  # the file that the source reads, if it reads one
+
+
+class JobConfig(dg.Config):
+    """How a job runs."""
+
+    profile: str = "smoke"  # params/<profile>/<job>.yaml
+
+
+@dg.asset(group_name="lake", description="Events, items and users in the lake; rows that cannot be used are in quarantine with their reason.")
+def shop_tables(config: ShopConfig) -> dg.MaterializeResult:
+    lake = Lake.from_settings(get_settings())
+    if config.source or not lake.exists("events"):
+        write_source(load_source(config.source or "toy", Path(config.path) if config.path else None), lake)
+    return dg.MaterializeResult(metadata={"location": str(lake.location), **{f"version of {table}": version for table, version in lake.versions().items()}})
+
+
+@dg.asset(deps=[shop_tables], group_name="models", description="The recommender: fitted, judged against baselines and champion, published if it wins.")
+def recommend(config: JobConfig) -> dg.MaterializeResult:
+    try:
+        result = run_job("recommend", config.profile)
+    except JobFailed as error:
+        raise dg.Failure(str(error)) from error
+    report = dg.MetadataValue.path(str(result.folder / "notebook.html"))
+    return dg.MaterializeResult(metadata={"report": report, **{name: value for name, value in result.metrics.items() if isinstance(value, (int, float))}})
+
+
+nightly = dg.ScheduleDefinition(name="nightly", target=dg.AssetSelection.all(), cron_schedule="0 3 * * *", description="Rebuild and retrain while the shop sleeps.")
+defs = dg.Definitions(assets=[shop_tables, recommend], schedules=[nightly])
+
+
+def run(profile: str = "smoke", source: str = "", path: str = "") -> dict[str, str]:
+    """Materialise all assets in this process, in order. Returns each asset's outcome: `done`, `failed: <reason>` or `skipped`."""
+    assets = [shop_tables, recommend]
+    ops = {"shop_tables": {"config": {"source": source, "path": path}}, "recommend": {"config": {"profile": profile}}}
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(assets, run_config={"ops": ops}, instance=instance, raise_on_error=False)
+    outcome = dict.fromkeys(ops, "skipped")
+    for event in result.all_events:
+        if event.is_step_success: outcome[event.step_key] = "done"
+        if event.is_step_failure: outcome[event.step_key] = f"failed: {event.step_failure_data.error.message.strip().splitlines()[-1]}"
+    return outcome
