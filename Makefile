@@ -31,9 +31,9 @@ test: setup ## lint, then every test
 	$(PYTEST) -q -n 2 -m "not alone and not gpu"
 	$(PYTEST) -q -m alone
 
-lab: hooks ## open JupyterLab; notebooks are cleaned when saved and merged cell by cell
+lab: hooks ## open JupyterLab; notebooks are cleaned when saved and merged cell by cell [ARGS="--port 9000"]
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (shopai)" > /dev/null
-	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter
+	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter $(ARGS)
 
 # Does what matters of nbdev_install_hooks, which would also write to ~/.jupyter and put a .gitconfig here.
 hooks: setup
