@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from shopai.core.config import get_settings
-from shopai.core.jobs import JobFailed, run_job
+from shopai.core.jobs import run_job
 from shopai.core.lake import Lake
 from shopai.data.sources import load_source, write_source
 
@@ -37,10 +37,7 @@ def shop_tables(config: ShopConfig) -> dg.MaterializeResult:
 
 @dg.asset(deps=[shop_tables], group_name="models", description="The recommender: fitted, judged against baselines and champion, published if it wins.")
 def recommend(config: JobConfig) -> dg.MaterializeResult:
-    try:
-        result = run_job("recommend", config.profile)
-    except JobFailed as error:
-        raise dg.Failure(str(error)) from error
+    result = run_job("recommend", config.profile)
     report = dg.MetadataValue.path(str(result.folder / "notebook.html"))
     return dg.MaterializeResult(metadata={"report": report, **{name: value for name, value in result.metrics.items() if isinstance(value, (int, float))}})
 
@@ -53,10 +50,17 @@ def run(profile: str = "smoke", source: str = "", path: str = "") -> dict[str, s
     """Materialise all assets in this process, in order. Returns each asset's outcome: `done`, `failed: <reason>` or `skipped`."""
     assets = [shop_tables, recommend]
     ops = {"shop_tables": {"config": {"source": source, "path": path}}, "recommend": {"config": {"profile": profile}}}
+    quiet = {"console": {"config": {"log_level": "CRITICAL"}}}  # the job shows its own progress, and a failure is in the outcome
     with dg.DagsterInstance.ephemeral() as instance:
-        result = dg.materialize(assets, run_config={"ops": ops}, instance=instance, raise_on_error=False)
+        result = dg.materialize(assets, run_config={"ops": ops, "loggers": quiet}, instance=instance, raise_on_error=False)
     outcome = dict.fromkeys(ops, "skipped")
     for event in result.all_events:
         if event.is_step_success: outcome[event.step_key] = "done"
-        if event.is_step_failure: outcome[event.step_key] = f"failed: {event.step_failure_data.error.message.strip().splitlines()[-1]}"
+        if event.is_step_failure: outcome[event.step_key] = f"failed: {_root(event.step_failure_data.error)}"
     return outcome
+
+
+def _root(error) -> str:
+    """The one line of the exception that began it; Dagster wraps it in its own."""
+    while error.cause: error = error.cause
+    return error.message.strip().splitlines()[0].partition(": ")[2]

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -202,21 +203,21 @@ def models_list(name: Annotated[str, typer.Argument(help="Name of the model.")] 
     if as_json:
         print(json.dumps(versions, default=str, indent=2))
         return
-    rows = [(v["version"], "champion" if v["champion"] else "", v["kind"], f"{v['metrics'].get('ndcg@10', float('nan')):.4f}", v["created"]) for v in versions]
-    out.print(_table(name, "#version", "", "kind", "#ndcg@10", "created", rows=rows))
+    rows = [(v["number"], v["version"], "champion" if v["champion"] else "", v["kind"], f"{v['metrics'].get('ndcg@10', float('nan')):.4f}") for v in versions]
+    out.print(_table(name, "#number", "version", "", "kind", "#ndcg@10", rows=rows))
 
 
 @models_app.command("show")
 def models_show(name: Model = "recommend", version: Annotated[str, typer.Option(help="Default: the champion.")] = "") -> None:
-    "One version's manifest: what it was trained on, its parameters, its figures, its files, and the gate's decision."
-    versions = {v["version"]: v for v in _versions(name)}
-    chosen = version or next((v["version"] for v in versions.values() if v["champion"]), "")
-    if chosen not in versions: raise UsageError(f"version {chosen or '(no champion)'!r} of {name!r} does not exist; there are {', '.join(versions)}")
-    print(json.dumps(versions[chosen], default=str, indent=2))
+    "One version: its figures, the run that made it, and what the gate said."
+    versions = _versions(name)
+    chosen = next((v for v in versions if (version in (v["version"], str(v["number"])) if version else v["champion"])), None)
+    if chosen is None: raise UsageError(f"{name} has no {f'version {version!r}' if version else 'champion'}; there are {', '.join(v['version'] for v in versions)}")
+    print(json.dumps(chosen, default=str, indent=2))
 
 
 @models_app.command("promote")
-def models_promote(name: Model, version: Annotated[str, typer.Argument(help="A version from: shopai models list")], reason: Annotated[str, typer.Option(help="Kept with the decision.")] = "by hand") -> None:
+def models_promote(name: Model, version: Annotated[str, typer.Argument(help="A version or number from: shopai models list")], reason: Annotated[str, typer.Option(help="Kept with the decision.")] = "by hand") -> None:
     "Make a version the champion by hand, past the gate. The API picks it up without a restart."
     from shopai.core.tracking import Tracker
 
@@ -271,7 +272,7 @@ def demo(
     out.rule("2 · train, judge against the baselines, publish the champion")
     _run("recommend", profile, settings=settings)
     out.rule("3 · serve")
-    server = subprocess.Popen(_serve_command("127.0.0.1", port), env=_environment())  # noqa: S603 - our own interpreter and module
+    server = subprocess.Popen(_serve_command("127.0.0.1", port), env={"SHOPAI_SERVE_LOG_LEVEL": "warning", **_environment()})  # noqa: S603 - our own interpreter and module
     try:
         _example_calls(f"http://127.0.0.1:{port}", server, settings)
         out.print(f"[bold green]ready[/bold green] after {time.perf_counter() - started:.0f} s: http://127.0.0.1:{port}/docs", highlight=False)
@@ -311,13 +312,13 @@ def _example_calls(address: str, server: subprocess.Popen, settings: Settings, p
     calls = [
         ("what to show to a customer", "/v1/recommendations", {"user_id": user, "k": 3}),
         ("what to show to a visitor who looked at two items", "/v1/recommendations", {"item_ids": items[-2:], "k": 3}),
-        ("what is similar to an item", f"/v1/items/{items[-1]}/similar?k=3", None),
+        ("what is similar to an item", f"/v1/items/{quote(items[-1], safe='')}/similar?k=3", None),
     ]
     for title, path, body in calls:
         payload = f" -H 'Content-Type: application/json' -d '{json.dumps(body)}'" if body else ""
         out.print(f"\n[bold]{title}[/bold]\ncurl -s{' -X POST' if body else ''} '{address}{path}'{payload}", highlight=False, soft_wrap=True)
         answer = _get(f"{address}{path}", body)
-        for item in answer["items"]: out.print(f"  {item['rank']}. {item['title']}  [dim]({item['item_id']}, score {item['score']:.3f})[/dim]", highlight=False)
+        for item in answer["items"]: out.print(f"  {item['rank']}. {item['title'] or 'no title'}  [dim]({item['item_id']}, score {item['score']:.3f})[/dim]", highlight=False)
 
 
 def _example_customer(settings: Settings) -> tuple[str, list[str]]:

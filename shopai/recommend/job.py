@@ -8,9 +8,9 @@ __all__ = ['Contestant', 'SplitName', 'RecommendParameters', 'line_up', 'make_sp
 
 # %% ../../nbs/recommend/60_job.ipynb #7c734e0a
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..core.artifacts import ModelStore
@@ -18,6 +18,7 @@ from ..core.config import Settings, UsageError
 from ..core.manifest import BundleError, Manifest, verify, write_manifest
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 # %% ../../nbs/recommend/60_job.ipynb #69c0b2f1
@@ -88,7 +89,7 @@ def make_splits(
 
 # %% ../../nbs/recommend/60_job.ipynb #517aac76
 def choose(
-    figures: pd.DataFrame,  # the leaderboard: columns `split`, `part`, `model`, `seed` and the metrics
+    figures: "pd.DataFrame",  # the leaderboard: columns `split`, `part`, `model`, `seed` and the metrics
     split: str,  # the split that decides
     metric: str,  # such as "ndcg@10"; greater is better
 ) -> str:  # name of the candidate
@@ -143,7 +144,7 @@ def has_seen(
 ) -> bool:
     "Whether a bundle was fitted on a part of the test window. Bundles that don't tell are taken at the end of their data."
     fitted = champion.manifest.fitted_until or champion.manifest.data_until
-    return fitted is not None and pd.Timestamp(fitted).timestamp() > start
+    return fitted is not None and datetime.fromisoformat(fitted).timestamp() > start
 
 # %% ../../nbs/recommend/60_job.ipynb #c07c10cb
 def examples(
@@ -151,8 +152,9 @@ def examples(
     user_ids: list[str],  # customers of the bundle
     recent: int = 3,  # latest purchases to show
     k: int = 3,  # recommendations to show
-) -> pd.DataFrame:  # one row a customer: `customer`, `bought last`, `recommended`
+) -> "pd.DataFrame":  # one row a customer: `customer`, `bought last`, `recommended`
     "A few answers as people read them."
+    import pandas as pd
     def titled(code: int) -> str: return recommender.titles[code] or recommender.item_ids[code]
     rows = []
     for user in user_ids:
