@@ -91,8 +91,11 @@ def begins_with_title_and_subtitle(notebook: Notebook) -> Iterator[str]:
 
 
 def is_numbered(notebook: Notebook) -> Iterator[str]:
-    if notebook.path.name != "index.ipynb" and not re.fullmatch(r"[1-9][05]_[a-z][a-z0-9_]*\.ipynb", notebook.path.name):
-        yield "its name is not NN_name.ipynb, in tens (15 to insert one)"
+    if notebook.path.name == "index.ipynb": return
+    found = re.fullmatch(r"([1-9])(\d)_[a-z][a-z0-9_]*\.ipynb", notebook.path.name)
+    if not found: yield "its name is not NN_name.ipynb"
+    elif found[2] not in "05" and not list((ROOT / notebook.path.parent).glob(f"{found[1]}{5 * (int(found[2]) // 5)}_*.ipynb")):
+        yield "numbers go in tens, with 15 to insert one; others only fill a gap after such a one"
 
 
 def is_small(notebook: Notebook) -> Iterator[str]:
