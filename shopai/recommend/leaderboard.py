@@ -91,20 +91,19 @@ def leaderboard(
     splits: Sequence[Split],      # each model is judged on each
     seeds: Sequence[int] = (0,),  # for models that depend on chance
     k: int = 10,                  # places that count
-    progress: bool = True,        # show a bar
+    progress: bool = True,        # print a line for each fit: it reads well in a terminal, a notebook and a log
     fitted: dict | None = None,   # filled with (split name, model name, seed) → the model that gave the test figures
 ) -> "pd.DataFrame":  # a row for each split, part (validation, test), model and seed: figures, `fit_seconds`, `score_seconds`
     "Fit and judge all models in the same way."
     import pandas as pd
-    from tqdm import tqdm  # the plain bar: a notebook's widget would not survive in the executed notebook
     if not models or not splits or not seeds: raise UsageError("a leaderboard needs at least one model, one split and one seed")
     chance = {name: [seeds[0]] if getattr(build(seeds[0]), "deterministic", False) else list(seeds) for name, build in models.items()}
     jobs, rows = [(split, name, seed) for split in splits for name in models for seed in chance[name]], []
-    for split, name, seed in (bar := tqdm(jobs, disable=not progress, unit="model")):
-        bar.set_description(f"{split.name}: {name}")
+    for done, (split, name, seed) in enumerate(jobs, 1):
         for part, holdout, (model, took) in zip(("validation", "test"), (split.validation, split.test), fit_twice(lambda: models[name](seed), split)):
             rows.append({"split": split.name, "part": part, "model": name, "seed": seed, **judge(model, holdout, k), "fit_seconds": took})
         if fitted is not None: fitted[split.name, name, seed] = model
+        if progress: print(f"{done} of {len(jobs)} · {split.name} · {name} · seed {seed}: validation ndcg@{k} {rows[-2][f'ndcg@{k}']:.4f}, {rows[-2]['fit_seconds']:.1f} s", flush=True)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/recommend/50_leaderboard.ipynb #5fd287be
