@@ -134,8 +134,13 @@ def test_processes_that_start_at_once_share_a_new_database(tmp_path: Path):
 
 def test_a_process_killed_among_the_migrations_leaves_no_half_database(tmp_path: Path):
     process = run_python(ONE_RUN, tmp_path / "home", "run-0")
-    while not (begun := list((tmp_path / "home").glob(".mlflow.db.*"))): time.sleep(.02)
-    while begun[0].stat().st_size < 50_000: time.sleep(.01)  # the first tables are there
+    def written() -> int:
+        try: return max((file.stat().st_size for file in (tmp_path / "home").glob("*mlflow.db*")), default=0)
+        except FileNotFoundError: return 0  # a journal that has just gone
+
+    while written() < 50_000:  # the first tables are there
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(.01)
     process.kill()
     process.communicate()
     assert not (tmp_path / "home" / "mlflow.db").exists()
