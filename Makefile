@@ -33,7 +33,7 @@ test: setup ## lint, then every test
 
 lab: hooks ## open JupyterLab; notebooks are cleaned when saved and merged cell by cell [ARGS="--port 9000"]
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (shopai)" > /dev/null
-	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter $(ARGS)
+	SHOPAI_HOME="$${SHOPAI_HOME:-$(CURDIR)/.shopai}" SHOPAI_PROJECT="$(CURDIR)" $(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter $(ARGS)
 
 # Does what matters of nbdev_install_hooks, which would also write to ~/.jupyter and put a .gitconfig here.
 hooks: setup
