@@ -72,9 +72,8 @@ def _s3(uri: str) -> tuple[Any, str]:
     if "@" in urlsplit(uri).netloc: raise UsageError("model_store: keys do not belong into the address; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     try: from pyarrow import fs
     except ImportError: raise UsageError(f"model_store: {uri} needs pyarrow; pip install pyarrow") from None
-    try: files, prefix = fs.FileSystem.from_uri(uri)
+    try: return fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error: raise UsageError(f"model_store: {uri}: {error}") from None
-    return files, prefix.rstrip("/")
 
 # %% ../../nbs/core/50_artifacts.ipynb #4cb60801
 def _digest(manifest: Manifest) -> str: return sha256(manifest_text(manifest).encode()).hexdigest()
