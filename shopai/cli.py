@@ -18,6 +18,7 @@ from rich.table import Table
 
 import shopai
 from shopai.core.config import Settings, UsageError, get_settings
+from shopai.core.manifest import BundleError
 
 __all__ = ["app", "main"]
 
@@ -45,6 +46,9 @@ def main() -> None:
     except UsageError as error:
         err.print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except (BundleError, OSError) as error:  # the model is unfit, or a place can't be reached: nothing that other words on the command line would mend
+        err.print(f"[bold red]failed:[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)
