@@ -1,14 +1,14 @@
 """The whole chain as Dagster assets: a shop's tables, then the jobs that learn from them.
 
-`dagster dev -f experiments/pipeline.py` shows it in a browser, with schedules and retries; `shopai pipeline run` runs it in process. Each job runs by plain papermill
-through `shopai.core.jobs`, so a notebook behaves the same from the terminal and from here.
+`dagster dev -f experiments/pipeline.py` shows it in a browser, with schedules and retries; `shopai pipeline run` runs it in process. Each job runs by plain
+papermill through `shopai.core.jobs`, so a notebook behaves the same from the terminal and from here.
 """
 
 from pathlib import Path
 
 import dagster as dg
 
-from shopai.core.config import get_settings
+from shopai.core.config import UsageError, get_settings
 from shopai.core.jobs import run_job
 from shopai.core.lake import Lake
 from shopai.data.sources import load_source, write_source
@@ -42,12 +42,13 @@ def recommend(config: JobConfig) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata={"report": report, **{name: value for name, value in result.metrics.items() if isinstance(value, (int, float))}})
 
 
-nightly = dg.ScheduleDefinition(name="nightly", target=dg.AssetSelection.all(), cron_schedule="0 3 * * *", description="Rebuild and retrain while the shop sleeps.")
+nightly = dg.ScheduleDefinition(name="nightly", target=dg.AssetSelection.all(), cron_schedule="0 3 * * *",
+                                description="Rebuild and retrain while the shop sleeps.")
 defs = dg.Definitions(assets=[shop_tables, recommend], schedules=[nightly])
 
 
 def run(profile: str = "smoke", source: str = "", path: str = "") -> dict[str, str]:
-    """Materialise all assets in this process, in order. Returns each asset's outcome: `done`, `failed: <reason>` or `skipped`."""
+    """Materialise all assets in this process, in order. Returns each asset's outcome: `done`, `failed: <reason>`, `wrong use: <reason>` or `skipped`."""
     assets = [shop_tables, recommend]
     ops = {"shop_tables": {"config": {"source": source, "path": path}}, "recommend": {"config": {"profile": profile}}}
     quiet = {"console": {"config": {"log_level": "CRITICAL"}}}  # the job shows its own progress, and a failure is in the outcome
@@ -56,11 +57,12 @@ def run(profile: str = "smoke", source: str = "", path: str = "") -> dict[str, s
     outcome = dict.fromkeys(ops, "skipped")
     for event in result.all_events:
         if event.is_step_success: outcome[event.step_key] = "done"
-        if event.is_step_failure: outcome[event.step_key] = f"failed: {_root(event.step_failure_data.error)}"
+        if event.is_step_failure: outcome[event.step_key] = _reason(event.step_failure_data.error)
     return outcome
 
 
-def _root(error) -> str:
+def _reason(error) -> str:
     """The one line of the exception that began it; Dagster wraps it in its own."""
     while error.cause: error = error.cause
-    return error.message.strip().splitlines()[0].partition(": ")[2]
+    what = "wrong use" if error.cls_name == UsageError.__name__ else "failed"
+    return f"{what}: {error.message.strip().splitlines()[0].partition(': ')[2]}"

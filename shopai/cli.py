@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -22,9 +23,11 @@ from shopai.core.manifest import BundleError
 
 __all__ = ["app", "main"]
 
-out, err = Console(), Console(stderr=True)
+plain = {"markup": False, "emoji": False, "highlight": False}  # what users and shops call their things may look like markup
+out, err = Console(**plain), Console(stderr=True, **plain)
 group = {"no_args_is_help": True, "rich_markup_mode": "rich"}
-app = typer.Typer(**group, pretty_exceptions_enable=False, add_completion=False, help="From a shop's data to a served model. Start with [bold]shopai demo[/bold].")
+app = typer.Typer(**group, pretty_exceptions_enable=False, add_completion=False,
+                  help="From a shop's data to a served model. Start with [bold]shopai demo[/bold].")
 data_app = typer.Typer(**group, help="Build and look at the lake.")
 models_app = typer.Typer(**group, help="Look at models; promote one or go back.")
 pipeline_app = typer.Typer(**group, help="Run the whole chain, as Dagster would.")
@@ -39,30 +42,47 @@ Model = Annotated[str, typer.Argument(help="Name of the model, such as recommend
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
+WrongWords = typer.BadParameter.__base__  # what Typer raises when it can't read the command line; it has no public name
+
+
 def main() -> None:
-    "Run the command line: 0 done, 1 failed, 2 wrong use. A user's mistake is one line, never a traceback."
+    "Run the command line: 0 done, 1 failed, 2 wrong use, 130 stopped. Whatever went wrong is one line, never a traceback."
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, so that what was started is ended, too
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except WrongWords as error:
+        if type(error).__name__ != "NoArgsIsHelpError": _complain("error", f"{error.format_message().rstrip('.')}; see: {error.ctx.command_path} --help")
+        sys.exit(2)
     except UsageError as error:
-        err.print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        _complain("error", str(error))
         sys.exit(2)
     except (BundleError, OSError) as error:  # the model is unfit, or a place can't be reached: nothing that other words on the command line would mend
-        err.print(f"[bold red]failed:[/bold red] {error}", highlight=False, soft_wrap=True)
+        _complain("failed", str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         err.print("stopped")
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get("SHOPAI_DEBUG"): raise
+        _complain("failed", f"{type(error).__name__}: {error} (SHOPAI_DEBUG=1 shows where)")
+        sys.exit(1)
+
+
+def _complain(kind: str, message: str) -> None:
+    "One line on stderr."
+    err.print(f"{kind}: ", style="bold red", end="")
+    err.print(" ".join(message.split("\n")), soft_wrap=True)
 
 
 def _failed(message: str) -> None:
     "Say why it failed and end with exit code 1."
-    err.print(f"[bold red]failed:[/bold red] {message}", highlight=False, soft_wrap=True)
+    _complain("failed", message)
     raise typer.Exit(1)
 
 
 def _table(title: str, *columns: str, rows: list[tuple] = ()) -> Table:
     "A Rich table under its title; columns that start with `#` are right-aligned numbers."
-    out.print(f"\n[bold]{title}[/bold]", highlight=False, soft_wrap=True)
+    out.print(f"\n{title}", style="bold", soft_wrap=True)
     table = Table()
     for column in columns: table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
     for row in rows: table.add_row(*(str(cell) for cell in row))
@@ -76,8 +96,9 @@ def root(
 ) -> None:
     if home: os.environ["SHOPAI_HOME"] = str(home.absolute())
     if version:
-        out.print(f"shopai {shopai.__version__}", highlight=False)
+        out.print(f"shopai {shopai.__version__}")
         raise typer.Exit
+    if (place := get_settings().home).is_file(): raise UsageError(f"SHOPAI_HOME: {place} is a file, not a folder")
 
 
 # --- data -------------------------------------------------------------------------------------------------------------------------------------
@@ -89,7 +110,7 @@ def _build(settings: Settings, source: str, path: Path | None, **options) -> Non
     from shopai.data.sources import load_source, write_source
 
     started = time.perf_counter()
-    with err.status(f"reading {source}"):
+    with err.status("reading the source"):
         tables = load_source(source, path, **{name: value for name, value in options.items() if value is not None})
     with err.status("writing the lake"):
         report = write_source(tables, Lake.from_settings(settings))
@@ -97,8 +118,11 @@ def _build(settings: Settings, source: str, path: Path | None, **options) -> Non
     rows += [(f"rejected: {reason}", f"{count:,}") for reason, count in report["rejected"].items()]
     out.print(_table(f"{source}: {report['rows_in']:,} rows in, {time.perf_counter() - started:.1f} s", "rows", "#count", rows=rows))
     money = report["net_value"]
-    out.print(f"net value {money['raw']} = purchases {money['purchase']} - refunds {money['refund']} + rejected; difference {money['difference']}", highlight=False)
-    out.print(f"lake: {settings.lake_location}", highlight=False, soft_wrap=True)
+    shown = {name: f"{Decimal(money[name]):,.2f}" for name in ("raw", "purchase", "refund")}
+    rejected = f"{sum(map(Decimal, money['rejected'].values())):,.2f}"
+    out.print(f"net value {shown['raw']} = purchases {shown['purchase']} - refunds {shown['refund']} + rejected {rejected}; difference {money['difference']}",
+              soft_wrap=True)
+    out.print(f"lake: {settings.lake_location}", soft_wrap=True)
 
 
 @data_app.command("build")
@@ -127,8 +151,8 @@ def data_describe(as_json: AsJson = False) -> None:
     if not counts: raise UsageError(f"the lake {lake.location} is empty; fill it with: shopai data build")
     versions = lake.versions()
     sql = {
-        "events": "select event_name, count(*) as n, count(distinct user_id), min(event_time)::date, max(event_time)::date from rows group by 1 order by n desc",
-        "quarantine": "select reason, count(*) as n from rows group by 1 order by n desc",
+        "events": "select event_name, count(*), count(distinct user_id), min(event_time)::date, max(event_time)::date from rows group by 1 order by 2 desc",
+        "quarantine": "select reason, count(*) from rows group by 1 order by 2 desc",
     }
     details = {table: lake.read(table, as_="duckdb").query("rows", query).fetchall() for table, query in sql.items() if table in counts}
     if as_json:
@@ -153,9 +177,10 @@ def _run(job: str, profile: str, parameters: list[str] | None = None, settings: 
     rows = [(name, f"{value:.4f}" if isinstance(value, float) else value) for name, value in result.metrics.items()]
     out.print(_table(f"{job} · {profile} · {result.run_id}", "metric", "#value", rows=rows))
     if decision := result.manifest.get("decision"):
-        verdict = "[green]promoted[/green]" if decision["promote"] else "[yellow]not promoted[/yellow]"
-        out.print(f"{verdict}: {'; '.join(decision['reasons'])}", highlight=False, soft_wrap=True)
-    out.print(f"report: {result.folder / 'notebook.html'}", highlight=False, soft_wrap=True)
+        outcome = result.manifest.get("outcome") or ("promoted" if decision["promote"] else "refused")
+        out.print(outcome, style="green" if decision["promote"] else "yellow", end="")
+        out.print(f": {'; '.join(decision['reasons'])}", soft_wrap=True)
+    out.print(f"report: {result.folder / 'notebook.html'}", soft_wrap=True)
     return result
 
 
@@ -173,7 +198,11 @@ def run(
 
 
 @pipeline_app.command("run")
-def pipeline_run(profile: Profile = "smoke", source: Annotated[str, typer.Option("--source", help="Rebuild the lake from this source; empty: keep it if it has events.")] = "", path: DataPath = None) -> None:
+def pipeline_run(
+    profile: Profile = "smoke",
+    source: Annotated[str, typer.Option("--source", help="Rebuild the lake from this source; empty: keep it if it has events.")] = "",
+    path: DataPath = None,
+) -> None:
     "Run data and jobs in this process, in the order of their dependencies. `dagster dev -f experiments/pipeline.py` shows the same in a browser."
     import importlib.util
 
@@ -185,7 +214,10 @@ def pipeline_run(profile: Profile = "smoke", source: Annotated[str, typer.Option
     spec.loader.exec_module(pipeline)
     steps = pipeline.run(profile=profile, source=source, path=str(path or ""))
     out.print(_table(f"pipeline · {profile}", "asset", "outcome", rows=list(steps.items())))
-    if any(outcome != "done" for outcome in steps.values()): raise typer.Exit(1)
+    for asset, outcome in steps.items():
+        what, _, reason = outcome.partition(": ")
+        if what == "wrong use": raise UsageError(f"{asset}: {reason}")
+        if what == "failed": _failed(f"{asset}: {reason}")
 
 
 # --- models -----------------------------------------------------------------------------------------------------------------------------------
@@ -216,17 +248,21 @@ def models_show(name: Model = "recommend", version: Annotated[str, typer.Option(
     "One version: its figures, the run that made it, and what the gate said."
     versions = _versions(name)
     chosen = next((v for v in versions if (version in (v["version"], str(v["number"])) if version else v["champion"])), None)
-    if chosen is None: raise UsageError(f"{name} has no {f'version {version!r}' if version else 'champion'}; there are {', '.join(v['version'] for v in versions)}")
+    wanted, there = f"version {version!r}" if version else "champion", ", ".join(f"{v['version']} ({v['number']})" for v in versions)
+    if chosen is None: raise UsageError(f"{name} has no {wanted}; there are {there}")
     print(json.dumps(chosen, default=str, indent=2))
 
 
 @models_app.command("promote")
-def models_promote(name: Model, version: Annotated[str, typer.Argument(help="A version or number from: shopai models list")], reason: Annotated[str, typer.Option(help="Kept with the decision.")] = "by hand") -> None:
+def models_promote(
+    name: Model,
+    version: Annotated[str, typer.Argument(help="A version or number from: shopai models list")],
+    reason: Annotated[str, typer.Option(help="Kept with the decision.")] = "by hand",
+) -> None:
     "Make a version the champion by hand, past the gate. The API picks it up without a restart."
     from shopai.core.tracking import Tracker
 
-    Tracker(get_settings()).promote(name, version, reason=reason)
-    out.print(f"{name} {version} is the champion", highlight=False)
+    out.print(f"{name} {Tracker(get_settings()).promote(name, version, reason=reason)} is the champion")
 
 
 @models_app.command("rollback")
@@ -234,7 +270,7 @@ def models_rollback(name: Model) -> None:
     "Go back to the champion before this one."
     from shopai.core.tracking import Tracker
 
-    out.print(f"{name} {Tracker(get_settings()).rollback(name)} is the champion again", highlight=False)
+    out.print(f"{name} {Tracker(get_settings()).rollback(name)} is the champion again")
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------------------------------
@@ -244,9 +280,14 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
 
 
 @app.command()
-def serve(host: Host = "127.0.0.1", port: Port = 8000, workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, one inference thread each.")] = 1) -> None:
+def serve(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, one inference thread each.")] = 1,
+) -> None:
     "Serve the champion models over HTTP. The interactive documentation is at /docs."
-    err.print(f"shopai serves {get_settings().store_location} at http://{host}:{port}/docs; Ctrl-C stops it", highlight=False, soft_wrap=True)
+    _check_port(host, port)
+    err.print(f"shopai serves {get_settings().store_location} at http://{host}:{port}/docs; Ctrl-C stops it", soft_wrap=True)
     os.execve(sys.executable, _serve_command(host, port, workers), _environment())  # noqa: S606 - becomes the server, so that signals reach it
 
 
@@ -267,33 +308,47 @@ def demo(
     stop: Annotated[bool, typer.Option("--stop", help="Stop after the example calls instead of serving on.")] = False,
 ) -> None:
     "The whole loop: a shop's data into the lake, train, judge, publish, serve; then three example calls."
+    from shopai.core.jobs import find_notebook, find_profile
+
     settings, started = get_settings(), time.perf_counter()
     if data and not data.exists(): raise UsageError(f"data: the file {data} does not exist")
-    if _port_taken(port): raise UsageError(f"port {port} is in use; choose another one with --port (make demo PORT=…)")
+    _check_port("127.0.0.1", port, " (make demo PORT=…)")
+    find_notebook("recommend", settings), find_profile("recommend", profile, settings)  # rather now than after the lake was built
     out.rule("1 · a shop's data into the lake")
     if data: _build(settings, "online-retail", data)
     else: _build(settings, "toy", None, customers=1_000, items=200, days=180)
     out.rule("2 · train, judge against the baselines, publish the champion")
     _run("recommend", profile, settings=settings)
     out.rule("3 · serve")
-    server = subprocess.Popen(_serve_command("127.0.0.1", port), env={"SHOPAI_SERVE_LOG_LEVEL": "warning", **_environment()})  # noqa: S603 - our own interpreter and module
+    environment = {"SHOPAI_SERVE_LOG_LEVEL": "warning", **_environment()}
+    server = subprocess.Popen(_serve_command("127.0.0.1", port), env=environment)  # noqa: S603 - our own interpreter and module
     try:
         _example_calls(f"http://127.0.0.1:{port}", server, settings)
-        out.print(f"[bold green]ready[/bold green] after {time.perf_counter() - started:.0f} s: http://127.0.0.1:{port}/docs", highlight=False)
+        out.print("ready", style="bold green", end="")
+        out.print(f" after {time.perf_counter() - started:.0f} s: http://127.0.0.1:{port}/docs")
         if not stop:
-            out.print("Ctrl-C stops it; [bold]shopai serve[/bold] starts it again.")
-            server.wait()
-    except KeyboardInterrupt:
-        out.print("stopped")
+            out.print("Ctrl-C stops it; shopai serve starts it again.")
+            if server.wait(): _failed(f"the API ended with code {server.returncode}")
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(10)
+        _stop(server)
 
 
-def _port_taken(port: int) -> bool:
+def _stop(server: subprocess.Popen, patience: float = 15) -> None:
+    "Ask it to finish what it is answering; end it if it doesn't."
+    server.terminate()
+    try: server.wait(patience)
+    except subprocess.TimeoutExpired: server.kill()
+
+
+def _check_port(host: str, port: int, hint: str = "") -> None:
+    "Raise `UsageError` if nothing can listen there."
     import socket
 
-    with socket.socket() as probe: return probe.connect_ex(("127.0.0.1", port)) == 0
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error: raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another one with --port{hint}") from None
 
 
 def _get(url: str, body: dict | None = None) -> dict:
@@ -320,16 +375,21 @@ def _example_calls(address: str, server: subprocess.Popen, settings: Settings, p
     ]
     for title, path, body in calls:
         payload = f" -H 'Content-Type: application/json' -d '{json.dumps(body)}'" if body else ""
-        out.print(f"\n[bold]{title}[/bold]\ncurl -s{' -X POST' if body else ''} '{address}{path}'{payload}", highlight=False, soft_wrap=True)
+        out.print(f"\n{title}", style="bold")
+        out.print(f"curl -s{' -X POST' if body else ''} '{address}{path}'{payload}", soft_wrap=True)
         answer = _get(f"{address}{path}", body)
-        for item in answer["items"]: out.print(f"  {item['rank']}. {item['title'] or 'no title'}  [dim]({item['item_id']}, score {item['score']:.3f})[/dim]", highlight=False)
+        for item in answer["items"]:
+            out.print(f"  {item['rank']}. {item['title'] or 'no title'}  ({item['item_id']}, score {item['score']:.3f})", soft_wrap=True)
 
 
 def _example_customer(settings: Settings) -> tuple[str, list[str]]:
     "A customer with a typical history, and the items of it."
-    from shopai.core.lake import Lake
+    import numpy as np
 
-    bought = Lake.from_settings(settings).read("events", columns=["user_id", "item_id"], where="event_name = 'purchase' and user_id is not null")
-    sizes = bought.groupby("user_id").size()
-    user = sizes[sizes >= sizes.median()].index[0]
-    return user, bought.loc[bought["user_id"] == user, "item_id"].drop_duplicates().astype(str).tolist()
+    from shopai.core.lake import Lake
+    from shopai.data.interactions import purchases
+
+    bought = purchases(Lake.from_settings(settings).read("events"))
+    counts = np.bincount(bought.users)
+    user = np.flatnonzero(counts >= np.median(counts))[0]
+    return str(bought.user_ids[user]), [str(bought.item_ids[item]) for item in dict.fromkeys(bought.items[bought.users == user])]

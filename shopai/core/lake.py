@@ -52,7 +52,7 @@ class _Tables:
 
     def _existing(self, table: str) -> delta.Place:
         if self.exists(table): return self._place(table)
-        raise UsageError(f"the lake has no table {table!r}; it has {', '.join(self.tables()) or 'none yet'}")
+        raise UsageError(f"the lake has no table {table!r}; it has {', '.join(self.tables()) or 'none yet: fill it with shopai data build'}")
 
     def exists(self, table: str) -> bool:
         "Whether the table has been written to."
