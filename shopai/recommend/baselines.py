@@ -8,7 +8,7 @@ __all__ = ['customers_of', 'Popularity', 'RecentPopularity', 'decay', 'latest_pa
 
 # %% ../../nbs/recommend/20_baselines.ipynb #116ab451
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -17,9 +17,14 @@ from ..data.histories import SECONDS_A_DAY, Histories
 from .metrics import top_k
 from .models import Model, best_others
 
+if TYPE_CHECKING:
+    from scipy.sparse import sparray
+
+    from shopai.data.interactions import Interactions
+
 # %% ../../nbs/recommend/20_baselines.ipynb #276ce6d7
 def customers_of(
-    interactions,  # `shopai.data.interactions.Interactions`
+    interactions: "Interactions",  # what was bought
 ) -> np.ndarray:  # (n_items,) int64
     "How many different customers each item has."
     pairs = np.unique(interactions.users.astype(np.int64) * interactions.n_items + interactions.items)
@@ -32,8 +37,8 @@ class Popularity(Model):
     kind: ClassVar[str] = "popularity"
     arrays: ClassVar[dict[str, tuple[type, str]]] = {"counts": (np.int64, "n")}
 
-    def fit(self, interactions) -> "Popularity":
-        "Count the customers of each item of `interactions` (`shopai.data.interactions.Interactions`)."
+    def fit(self, interactions: "Interactions") -> "Popularity":
+        "Count the customers of each item of `interactions`."
         self._begin(interactions)
         self.counts = customers_of(interactions)
         return self
@@ -58,7 +63,7 @@ class RecentPopularity(Popularity):
     def __post_init__(self):
         if not self.days > 0: raise UsageError(f"days must be more than 0, got {self.days}")
 
-    def fit(self, interactions) -> "RecentPopularity":
+    def fit(self, interactions: "Interactions") -> "RecentPopularity":
         "Count the rows of each item from `days` days before `interactions.now` on."
         self._begin(interactions)
         recent = interactions.times >= interactions.now - self.days * SECONDS_A_DAY
@@ -98,7 +103,7 @@ def shrunken_cosine(
 
 # %% ../../nbs/recommend/20_baselines.ipynb #017090d0
 def neighbour_lists(
-    matrix,                  # SciPy sparse (customers × n_items); what is not 0 is a purchase
+    matrix: "sparray",       # SciPy sparse (customers × n_items); what is not 0 is a purchase
     neighbours: int | None,  # nearest neighbours of a candidate to keep; None: all that share a customer
     shrinkage: float,        # customers in common at which the likeness is halved
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # indptr (n_items + 1,) int64, candidates int32, likeness float32
@@ -131,7 +136,7 @@ class ItemKNN(Model):
         if self.neighbours is not None and self.neighbours < 1: raise UsageError(f"neighbours must be at least 1 or None, got {self.neighbours}")
         if self.shrinkage < 0: raise UsageError(f"shrinkage must be at least 0, got {self.shrinkage}")
 
-    def fit(self, interactions) -> "ItemKNN":
+    def fit(self, interactions: "Interactions") -> "ItemKNN":
         "Find the neighbours of every item."
         self._begin(interactions)
         self.indptr, self.candidates, self.likeness = neighbour_lists(interactions.matrix(), self.neighbours, self.shrinkage)
@@ -214,7 +219,7 @@ class EASE(Model):
         "With a half-life, times matter."
         return self.half_life is None
 
-    def fit(self, interactions) -> "EASE":
+    def fit(self, interactions: "Interactions") -> "EASE":
         "Solve for all items at once. Raises `UsageError` for a catalogue beyond `max_items`."
         self._begin(interactions)
         if (n := self.n_items) > self.max_items:

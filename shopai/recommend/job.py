@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from shopai.data.interactions import Interactions
+    from shopai.recommend.bundle import Recommender
+
 # %% ../../nbs/recommend/60_job.ipynb #69c0b2f1
 Contestant = Literal["popularity", "recent-popularity", "item-knn", "ease", "decayed-ease", "transformer"]
 SplitName = Literal["temporal", "leave-one-out"]
@@ -38,7 +41,7 @@ class RecommendParameters(BaseModel):
     recent_days: int = Field(28, ge=1, le=3650)
     neighbours: int = Field(100, ge=1, le=10_000)
     regularisation: float = Field(500., gt=0)
-    decay_half_life: float = Field(120., gt=0, description="days")
+    decay_half_life: float = Field(14., gt=0, description="days")
     decay_regularisation: float = Field(100., gt=0)
     transformer: dict[str, Any] = Field({}, description="hyper-parameters of RecTransformer")
     min_ndcg: float = Field(0., ge=0, le=1)
@@ -80,7 +83,7 @@ def _transformer(hyper_parameters: dict[str, Any], seed: int):
 # %% ../../nbs/recommend/60_job.ipynb #d2b6705c
 def make_splits(
     parameters: RecommendParameters,  # validated
-    interactions,  # `shopai.data.interactions.Interactions`: all that was bought
+    interactions: "Interactions",  # all that was bought
 ) -> list:  # of `shopai.data.splits.Split`, in the order of `parameters.splits`
     "How the past is parted from the future."
     from shopai.data.splits import leave_one_out, temporal_split
@@ -139,7 +142,7 @@ def load_champion(
 
 # %% ../../nbs/recommend/60_job.ipynb #549370d9
 def has_seen(
-    champion,  # a `shopai.recommend.bundle.Recommender`
+    champion: "Recommender",
     start: int,  # first second of the test window
 ) -> bool:
     "Whether a bundle was fitted on a part of the test window. Bundles that don't tell are taken at the end of their data."
@@ -148,7 +151,7 @@ def has_seen(
 
 # %% ../../nbs/recommend/60_job.ipynb #c07c10cb
 def examples(
-    recommender,  # a `shopai.recommend.bundle.Recommender`
+    recommender: "Recommender",
     user_ids: list[str],  # customers of the bundle
     recent: int = 3,  # latest purchases to show
     k: int = 3,  # recommendations to show

@@ -10,7 +10,7 @@ __all__ = ['SLICES', 'rank_holdout', 'evaluate', 'fit_twice', 'judge', 'leaderbo
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/recommend/50_leaderboard.ipynb #f8b1a77e
 def rank_holdout(
-    model,             # fitted, with `score(histories)`
+    model: Any,        # fitted, with `score(histories)`
     holdout: Holdout,  # the question
     k: int = 10,       # places in each list
     order_seed: int | None = None,  # shuffle the order inside each history by this seed before asking
@@ -43,16 +43,15 @@ def rank_holdout(
 
 # %% ../../nbs/recommend/50_leaderboard.ipynb #9d086bae
 def evaluate(
-    model,             # fitted on `holdout.history`, or on less
+    model: Any,        # fitted on `holdout.history`, or on less
     holdout: Holdout,  # the question
     k: int = 10,       # places that count
     order_seed: int | None = None,  # shuffle the order inside each history by this seed before asking
 ) -> dict[str, float]:  # `hr@k ndcg@k mrr@k recall@k coverage@k novelty@k` on new items, `all_hr@k all_ndcg@k` with repeats
     "The figures of a fitted model. Raises `UsageError` if nobody bought anything new."
     new, everything = rank_holdout(model, holdout, k, order_seed)
-    history = holdout.history
-    shares = customers_of(history) / max(len(np.unique(history.users)), 1)
-    figures = evaluate_ranking(new, holdout.new, history.n_items, shares, k)
+    shares = customers_of(holdout.history) / max(len(np.unique(holdout.history.users)), 1)
+    figures = evaluate_ranking(new, holdout.new, len(shares), shares, k)
     return figures | {f"all_hr@{k}": hit_rate(everything, holdout.all, k), f"all_ndcg@{k}": ndcg(everything, holdout.all, k)}
 
 # %% ../../nbs/recommend/50_leaderboard.ipynb #6a4c6485
@@ -61,8 +60,7 @@ def fit_twice(
     split: Split,                 # gives the data
 ) -> tuple[tuple[object, float], tuple[object, float]]:  # model and seconds: fitted on train; fitted on train and validation
     "Fit for validation, then for test."
-    start = time.perf_counter()
-    first = build()
+    start, first = time.perf_counter(), build()
     watches = "validation" in inspect.signature(first.fit).parameters
     first.fit(split.train, validation=split.validation) if watches else first.fit(split.train)
     middle = time.perf_counter()
@@ -71,7 +69,7 @@ def fit_twice(
 
 # %% ../../nbs/recommend/50_leaderboard.ipynb #25317c22
 def judge(
-    model,             # fitted
+    model: Any,        # fitted
     holdout: Holdout,  # the question
     k: int = 10,       # places that count
 ) -> dict[str, float]:  # the figures of `evaluate`, `shuffled_ndcg@k` and `score_seconds`
@@ -86,6 +84,11 @@ def judge(
     return figures | {f"shuffled_ndcg@{k}": mixed, "score_seconds": took}
 
 # %% ../../nbs/recommend/50_leaderboard.ipynb #e0b8ae10
+def _said(row: dict, k: int) -> str:
+    "One fit in a line, for the log of a long run."
+    return f"{row['split']} · {row['model']} · seed {row['seed']}: validation ndcg@{k} {row[f'ndcg@{k}']:.4f}, {row['fit_seconds']:.1f} s"
+
+# %% ../../nbs/recommend/50_leaderboard.ipynb #b54056fc
 def leaderboard(
     models: dict[str, Callable[[int], object]],  # name → function that builds an unfitted model from a seed
     splits: Sequence[Split],      # each model is judged on each
@@ -103,7 +106,7 @@ def leaderboard(
         for part, holdout, (model, took) in zip(("validation", "test"), (split.validation, split.test), fit_twice(lambda: models[name](seed), split)):
             rows.append({"split": split.name, "part": part, "model": name, "seed": seed, **judge(model, holdout, k), "fit_seconds": took})
         if fitted is not None: fitted[split.name, name, seed] = model
-        if progress: print(f"{done} of {len(jobs)} · {split.name} · {name} · seed {seed}: validation ndcg@{k} {rows[-2][f'ndcg@{k}']:.4f}, {rows[-2]['fit_seconds']:.1f} s", flush=True)
+        if progress: print(f"{done} of {len(jobs)}: {_said(rows[-2], k)}", flush=True)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/recommend/50_leaderboard.ipynb #5fd287be
@@ -143,6 +146,7 @@ def plot_leaderboard(
 # %% ../../nbs/recommend/50_leaderboard.ipynb #6c31eb6a
 SLICES = {"purchases": (1, 2, 5, 10, 20, 50), "days since the last": (0, 7, 30, 90)}  # lower edges of the buckets
 
+# %% ../../nbs/recommend/50_leaderboard.ipynb #24d9dcf6
 def _buckets(values: np.ndarray, edges: Sequence[int]) -> np.ndarray:
     "The name of the bucket of each value: `5–9`, the last one `50+`."
     names = np.array([f"{a}" if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges[:-1], edges[1:])] + [f"{edges[-1]}+"])
@@ -150,7 +154,7 @@ def _buckets(values: np.ndarray, edges: Sequence[int]) -> np.ndarray:
 
 # %% ../../nbs/recommend/50_leaderboard.ipynb #84eca258
 def where_wrong(
-    model,             # fitted
+    model: Any,        # fitted
     holdout: Holdout,  # the question
     k: int = 10,       # places that count
 ) -> "pd.DataFrame":  # indexed by slice and bucket: `customers`, `hr@k`, `ndcg@k` on new items
