@@ -104,7 +104,7 @@ def gate(
     elif champion is not None and not _beats(candidate[metric], champion[metric], min_gain, smaller_is_better):
         against.append(_comparison(metric, candidate[metric], champion[metric], "does not beat", min_gain))
     if against: return Decision(False, against, metric, candidate, champion)
-    reason = f"{metric} {figures(candidate[metric])[0]}, and there is no champion yet" if champion is None else \
+    reason = f"{metric} {figures(candidate[metric])[0]}, and there is no champion to compare with" if champion is None else \
         _comparison(metric, candidate[metric], champion[metric], "beats", min_gain)
     return Decision(True, [reason], metric, candidate, champion)
 
