@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from shopai.core.config import UsageError, get_settings
-from shopai.core.jobs import run_job
+from shopai.core.jobs import find_notebook, find_profile, run_job
 from shopai.core.lake import Lake
 from shopai.data.sources import load_source, write_source
 
@@ -49,6 +49,7 @@ defs = dg.Definitions(assets=[shop_tables, recommend], schedules=[nightly])
 
 def run(profile: str = "smoke", source: str = "", path: str = "") -> dict[str, str]:
     """Materialise all assets in this process, in order. Returns each asset's outcome: `done`, `failed: <reason>`, `wrong use: <reason>` or `skipped`."""
+    find_notebook("recommend"), find_profile("recommend", profile)  # rather now than after the lake was built
     assets = [shop_tables, recommend]
     ops = {"shop_tables": {"config": {"source": source, "path": path}}, "recommend": {"config": {"profile": profile}}}
     quiet = {"console": {"config": {"log_level": "CRITICAL"}}}  # the job shows its own progress, and a failure is in the outcome

@@ -85,7 +85,7 @@ def _table(title: str, *columns: str, rows: list[tuple] = ()) -> Table:
     out.print(f"\n{title}", style="bold", soft_wrap=True)
     table = Table()
     for column in columns: table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
-    for row in rows: table.add_row(*(str(cell) for cell in row))
+    for row in rows: table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     return table
 
 
@@ -114,8 +114,8 @@ def _build(settings: Settings, source: str, path: Path | None, **options) -> Non
         tables = load_source(source, path, **{name: value for name, value in options.items() if value is not None})
     with err.status("writing the lake"):
         report = write_source(tables, Lake.from_settings(settings))
-    rows = [(f"accepted: {name}", f"{count:,}") for name, count in report["accepted"].items()]
-    rows += [(f"rejected: {reason}", f"{count:,}") for reason, count in report["rejected"].items()]
+    rows = [(f"accepted: {name}", count) for name, count in report["accepted"].items()]
+    rows += [(f"rejected: {reason}", count) for reason, count in report["rejected"].items()]
     out.print(_table(f"{source}: {report['rows_in']:,} rows in, {time.perf_counter() - started:.1f} s", "rows", "#count", rows=rows))
     money = report["net_value"]
     shown = {name: f"{Decimal(money[name]):,.2f}" for name in ("raw", "purchase", "refund")}
@@ -158,7 +158,7 @@ def data_describe(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps({"tables": {table: {"rows": counts[table], "version": versions[table]} for table in counts}, **details}, default=str, indent=2))
         return
-    out.print(_table(str(lake.location), "table", "#rows", "#version", rows=[(table, f"{rows:,}", versions[table]) for table, rows in counts.items()]))
+    out.print(_table(str(lake.location), "table", "#rows", "#version", rows=[(table, rows, versions[table]) for table, rows in counts.items()]))
     out.print(_table("events", "event", "#rows", "#customers", "first", "last", rows=details.get("events", [])))
     if "quarantine" in details: out.print(_table("quarantine", "reason", "#rows", rows=details["quarantine"]))
 
