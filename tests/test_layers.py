@@ -33,7 +33,6 @@ ALLOWED_AT_TOP = {
     ("shopai.core.testing", "pandas"): "makes the data frames of the toy shop",
     ("shopai.recommend.losses", "torch"): "functions of tensors, imported by who trains a network",
     ("shopai.recommend.network", "torch"): "the network, imported by who trains it",
-    ("shopai.recommend.job", "pandas"): "the steps of the training notebook; serving doesn't use it",
     ("shopai.data.*", "pandas"): "works on data frames; data.histories, which serving needs, doesn't use it",
 }
 
