@@ -56,7 +56,7 @@ def project(tmp_path: Path) -> Path:
     ]
     job = [
         cell("# Job\n\n> Training\n\nReads `Lake` by `Lake.read()`; leaves `lake` and `Lakes` alone.", "markdown"),
-        cell("#| echo: false\n1 + 1", "code", result(text_plain="2")),
+        cell("#| echo: false\n1 + 1", "code", result(text_plain="2")), cell("from shopai.core.lake import Lake, Other"),
     ]
     for name, cells in {"nbs/index.ipynb": index, "nbs/core/40_lake.ipynb": lake, "experiments/20_job.ipynb": job}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +91,7 @@ def test_site_of_a_small_project(project: Path):
     site = docs.build_site(project, output=project / "site")
     page = (site / "core/lake.html").read_text()
     assert "<math" in page and "arithmatex" not in page
+    assert {"../core/lake.html", "../core/lake.html#Lake"} <= {*Links((site / "experiments/job.html").read_text()).targets}  # of the import in its code
     assert broken_links(site) == []
 
 

@@ -173,10 +173,10 @@ class Site:
         self.notebooks = read_notebooks(root)
         self.pages = {str(notebook.source): notebook.page for notebook in self.notebooks}
         self.pages |= {source: PurePosixPath(page) for source, page in PROSE.items() if (root / source).is_file()} | {"README.md": PurePosixPath("index.md")}
-        self.places: dict[str, list[tuple[Notebook, str]]] = {}  # symbol → where it is defined
+        self.places: dict[str, list[Notebook]] = {}  # symbol → where it is defined
         for notebook in self.notebooks:
             for name in [name for cell in notebook.cells if cell["cell_type"] == "code" for name in symbols_of(cell)]:
-                self.places.setdefault(name, []).append((notebook, name))
+                self.places.setdefault(name, []).append(notebook)
 
     def blob(self, path: str, verb: str = "blob") -> str: return f"{self.settings['git_url']}/{verb}/{self.settings['branch']}/{path}"
 
@@ -192,10 +192,11 @@ class Site:
     def linked_names(self, text: str, notebook: Notebook) -> str:
         "`name` or `Class.method()` in prose becomes a link to the other page that defines it, if only one does."
         def one(found: re.Match) -> str:
-            name = found[1].removesuffix("()")
-            places = self.places.get(name.rpartition(".")[2] if name.startswith("shopai.") else name.partition(".")[0], [])
-            if len(places) != 1 or places[0][0] is notebook: return found[0]
-            return f"[{found[0]}]({os.path.relpath(places[0][0].page, notebook.page.parent)}#{places[0][1]})"
+            dotted = found[1].removesuffix("()")
+            name = dotted.rpartition(".")[2] if dotted.startswith("shopai.") else dotted.partition(".")[0]
+            places = self.places.get(name, [])
+            if len(places) != 1 or places[0] is notebook: return found[0]
+            return f"[{found[0]}]({os.path.relpath(places[0].page, notebook.page.parent)}#{name})"
         return outside_code(text, lambda part: re.sub(r"(?m)(?<![\[`])`([A-Za-z_][\w.]*(?:\(\))?)`(?![`\]])", one, part))
 
     def prose(self, text: str, notebook: Notebook) -> str:
@@ -251,6 +252,13 @@ class Site:
         runs = [path.with_name("notebook.ipynb") for path in sorted((home / "runs" / job).glob("*/manifest.json"))]
         return Notebook(notebook.source, json.loads(runs[-1].read_text())) if runs and runs[-1].is_file() else notebook
 
+    def modules(self) -> dict[str, dict]:
+        "Module → its page in the site and the names that have a place on it."
+        found = {notebook.module: {"page": str(notebook.page.with_suffix(".html")), "names": []} for notebook in self.notebooks if notebook.module}
+        for name, places in self.places.items():
+            for notebook in places: found[notebook.module]["names"].append(name)
+        return found
+
     def navigation(self) -> list[dict]:
         def entries(folder: str) -> list[dict]:
             return [{notebook.title: str(notebook.page)} for notebook in self.notebooks if str(notebook.source.parent) == folder]
@@ -278,7 +286,8 @@ def build_site(root: Path = ROOT, folder: Path | None = None, output: Path | Non
     folder, output = folder or root / "build", output or root / "site"
     site = Site(root, folder / "docs")
     site.write()
-    config = {"INHERIT": str(root / "mkdocs.yml"), "docs_dir": str(folder / "docs"), "hooks": [str(Path(__file__).resolve())], "nav": site.navigation()}
+    config = {"INHERIT": str(root / "mkdocs.yml"), "docs_dir": str(folder / "docs"), "hooks": [str(Path(__file__).resolve())], "nav": site.navigation(),
+              "extra": {"modules": site.modules()}}
     (folder / "mkdocs.yml").write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", str(folder / "mkdocs.yml"), "--site-dir", str(output)]
     subprocess.run(command, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})  # noqa: S603
@@ -292,8 +301,22 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     return markdown
 
 
-def on_page_content(content: str, **_) -> str:
-    return re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', lambda found: mathml(html.unescape(found[2])), content, flags=re.DOTALL)
+def on_page_content(content: str, page, config, **_) -> str:
+    content = re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', lambda found: mathml(html.unescape(found[2])), content, flags=re.DOTALL)
+    return linked_imports(content, page.url, config["extra"]["modules"])
+
+
+def linked_imports(content: str, page: str, modules: dict[str, dict]) -> str:
+    "In highlighted code, `from shopai.core.lake import Lake` leads to the page of the module and to the place of the name."
+    def line(found: re.Match) -> str:
+        module = modules.get(html.unescape(found[1]))
+        if module is None or module["page"] == page: return found[0]
+        address = os.path.relpath(module["page"], os.path.dirname(page))
+
+        def name(span: re.Match) -> str:
+            return f'<a class="name" href="{address}#{span[1]}">{span[0]}</a>' if span[1] in module["names"] else span[0]
+        return f'<a class="name" href="{address}"><span class="nn">{found[1]}</span></a>' + re.sub(r'<span class="n">(\w+)</span>', name, found[2])
+    return re.sub(r'<span class="nn">(shopai\.[\w.]+)</span>(.*)', line, content)
 
 
 def mathml(formula: str) -> str:
