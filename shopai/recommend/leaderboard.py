@@ -96,6 +96,7 @@ def leaderboard(
     k: int = 10,                  # places that count
     progress: bool = True,        # print a line for each fit: it reads well in a terminal, a notebook and a log
     fitted: dict | None = None,   # filled with (split name, model name, seed) → the model that gave the test figures
+    curves: dict | None = None,   # filled alike, with the epochs of a network that validation watched
 ) -> "pd.DataFrame":  # a row for each split, part (validation, test), model and seed: figures, `fit_seconds`, `score_seconds`
     "Fit and judge all models in the same way."
     import pandas as pd
@@ -105,6 +106,7 @@ def leaderboard(
     for done, (split, name, seed) in enumerate(jobs, 1):
         for part, holdout, (model, took) in zip(("validation", "test"), (split.validation, split.test), fit_twice(lambda: models[name](seed), split)):
             rows.append({"split": split.name, "part": part, "model": name, "seed": seed, **judge(model, holdout, k), "fit_seconds": took})
+            if curves is not None and part == "validation" and hasattr(model, "history_"): curves[split.name, name, seed] = model.history_
         if fitted is not None: fitted[split.name, name, seed] = model
         if progress: print(f"{done} of {len(jobs)}: {_said(rows[-2], k)}", flush=True)
     return pd.DataFrame(rows)
