@@ -2,8 +2,8 @@
 
     python benchmarks/recommend.py --data ../shared/data/online_retail.parquet --profile default --home .shopai/benchmark
 
-Reads the invoices into a lake of its own and runs the job as `shopai run recommend` does. Models are chosen on validation; the figures are of the test weeks, mean
-and standard deviation over seeds. RecTools' SASRec, the peer, took 874 s for .3314 / .0636 on two cores under the same protocol.
+Reads the invoices into a lake of its own and runs the job as `shopai run recommend` does. Models are chosen on validation; the figures are of the test weeks,
+mean and standard deviation over seeds. RecTools' SASRec, the peer, took 874 s for .3314 / .0636 on two cores under the same protocol.
 """
 
 import argparse
@@ -52,13 +52,14 @@ def main() -> None:
     settings = get_settings(home=options.home)
     lake = build(options.data, Lake.from_settings(settings))
     result = run_job("recommend", options.profile, settings=settings)
-    board = figures(pd.read_csv(result.folder / "leaderboard.csv"))
+    manifest, board = result.manifest, figures(pd.read_csv(result.folder / "leaderboard.csv"))
     write_json(RESULT, {
         "command": f"python benchmarks/recommend.py --profile {options.profile}", "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}", "code_version": result.manifest["code_version"], "lake": lake,
-        "job_seconds": round(result.manifest["seconds"]), "served": {"model": result.manifest["model"], **{name: round(value, 4) for name, value in result.metrics.items()}},
-        "leaderboard": board})
-    print(pd.DataFrame({model: {name: value["mean"] for name, value in values.items() if name != "seeds"} for model, values in board["temporal"]["test"].items()}).T.to_string())
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}", "code_version": manifest["code_version"], "lake": lake,
+        "job_seconds": round(manifest["seconds"]), "leaderboard": board,
+        "served": {"model": manifest["model"], **{name: round(value, 4) for name, value in result.metrics.items()}}})
+    shown = {model: {name: value["mean"] for name, value in values.items() if name != "seeds"} for model, values in board["temporal"]["test"].items()}
+    print(pd.DataFrame(shown).T.to_string())
     print(f"served: {result.manifest['model']}, ndcg@10 {result.metrics['ndcg@10']:.4f}; written to {RESULT}")
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from shopai.core.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "startup.json"
-COMMANDS = {"import shopai": ["-c", "import shopai"], "shopai --help": ["-c", "import sys; sys.argv = ['shopai', '--help']; from shopai.cli import main; main()"],
-            "import torch": ["-c", "import torch"]}
+HELP = "import sys; sys.argv = ['shopai', '--help']; from shopai.cli import main; main()"
+COMMANDS = {"import shopai": ["-c", "import shopai"], "shopai --help": ["-c", HELP], "import torch": ["-c", "import torch"]}
 
 
 def seconds(arguments: list[str]) -> float:
