@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['WINDOWS', 'TRENDS', 'ages_of', 'known_sales', 'trends', 'co_purchases', 'item_vectors']
 
-# %% ../../nbs/recommend/26_priors.ipynb #42fc3b3b
+# %% ../../nbs/recommend/26_priors.ipynb #68d78897
 import numpy as np
 
 from ..core.config import UsageError
 from ..data.histories import SECONDS_A_DAY
 
-# %% ../../nbs/recommend/26_priors.ipynb #45ac20b0
+# %% ../../nbs/recommend/26_priors.ipynb #aa220739
 def ages_of(
     interactions,  # `shopai.data.interactions.Interactions`
 ) -> np.ndarray:  # (rows,) float64 days before `interactions.now`, at least 0
     "How long ago each interaction was."
     return np.maximum((interactions.now - interactions.times) / SECONDS_A_DAY, 0)
 
-# %% ../../nbs/recommend/26_priors.ipynb #fe171265
+# %% ../../nbs/recommend/26_priors.ipynb #6a25eab4
 def known_sales(
     interactions,  # not empty
 ) -> np.ndarray:  # (days + 1, n_items) int32: rows known 0, 1, … days before the end; the last row is zero
@@ -29,7 +29,7 @@ def known_sales(
     np.add.at(table, (np.maximum(day - 1, 0), interactions.items), 1)
     return table[::-1].cumsum(axis=0, dtype=np.int32)[::-1]
 
-# %% ../../nbs/recommend/26_priors.ipynb #e0d2caef
+# %% ../../nbs/recommend/26_priors.ipynb #20c37979
 WINDOWS = (7, 28, 91, 400)  # days
 TRENDS = len(WINDOWS) + 1   # features of an item at a moment
 
@@ -48,7 +48,7 @@ def trends(
     table[:, -1] = np.log1p(known_for) / 2
     return table - table.mean(axis=2, keepdims=True), sold
 
-# %% ../../nbs/recommend/26_priors.ipynb #b582fd87
+# %% ../../nbs/recommend/26_priors.ipynb #c6310486
 def co_purchases(
     interactions,  # not empty
     half_life: float = 180.,  # days in which a purchase loses half of its weight
@@ -61,7 +61,7 @@ def co_purchases(
     x = diags_array(1 / np.sqrt(np.where(size > 0, size, 1))) @ x
     return (x @ diags_array(1 / (1 + np.sqrt(x.power(2).sum(axis=0))))).tocsr()
 
-# %% ../../nbs/recommend/26_priors.ipynb #2fd8a922
+# %% ../../nbs/recommend/26_priors.ipynb #6856ff40
 def item_vectors(
     interactions,  # not empty
     d: int,        # dimensions, at least 1
