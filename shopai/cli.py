@@ -113,7 +113,9 @@ def _build(settings: Settings, source: str, path: Path | None, **options) -> Non
     with err.status("reading the source"):
         tables = load_source(source, path, **{name: value for name, value in options.items() if value is not None})
     with err.status("writing the lake"):
-        report = write_source(tables, Lake.from_settings(settings))
+        lake = Lake.from_settings(settings)
+        before = lake.versions().get("events")
+        report = write_source(tables, lake)
     rows = [(f"accepted: {name}", count) for name, count in report["accepted"].items()]
     rows += [(f"rejected: {reason}", count) for reason, count in report["rejected"].items()]
     out.print(_table(f"{source}: {report['rows_in']:,} rows in, {time.perf_counter() - started:.1f} s", "rows", "#count", rows=rows))
@@ -122,7 +124,7 @@ def _build(settings: Settings, source: str, path: Path | None, **options) -> Non
     rejected = f"{sum(map(Decimal, money['rejected'].values())):,.2f}"
     out.print(f"net value {shown['raw']} = purchases {shown['purchase']} - refunds {shown['refund']} + rejected {rejected}; difference {money['difference']}",
               soft_wrap=True)
-    out.print(f"lake: {settings.lake_location}", soft_wrap=True)
+    out.print(f"lake: {settings.lake_location}" + ("" if before is None else f" (the events before are version {before})"), soft_wrap=True)
 
 
 @data_app.command("build")
