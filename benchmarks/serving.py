@@ -4,8 +4,8 @@
 
 Needs a home with a champion (`shopai demo` makes one). Locust sends the mixed traffic of a shop over loopback: 70 % known customers, 20 % sessions of one to
 eight items, 10 % customers nobody knows. Load generator and server share the machine, so the times are upper bounds: locust's own share grows with its
-clients. At the same 50 requests/s one client sees a median of 1.8 ms, two 2.6, four 3.6 and ten 7.2 ms (7.6 ms at 5 requests/s, too), where a plain HTTP client on ten
-connections sees 1.7 ms. So there are two clients unless you say otherwise; each keeps its connection, as a storefront's processes do.
+clients. At the same 50 requests/s one client sees a median of 1.8 ms, two 2.6, four 3.6 and ten 7.2 ms (7.6 ms at 5 requests/s, too), where a plain HTTP
+client on ten connections sees 1.7 ms. So there are two clients unless you say otherwise; each keeps its connection, as a storefront's processes do.
 """
 
 import argparse
