@@ -230,9 +230,9 @@ class Pass:
 def new_pass(
     interactions: "Interactions",
     rng: np.random.Generator,
-    horizon: int = 28,   # days of a calendar question
+    horizon: int = 14,   # days of a calendar question
     every: int = 14,     # days between two of them
-    baskets: float = .1, # share of rows after which the rest of the basket is asked for
+    baskets: float = .3, # share of rows after which the rest of the basket is asked for
     length: int = 200,   # rows of a window
     rows: int = 8000,    # cells of a batch
     most: int = 1000,    # questions of a batch

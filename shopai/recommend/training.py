@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..core.config import UsageError
 from .losses import bpr_loss, draw_items, sampled_softmax_loss, softmax_loss
 from .network import Answering, Network
 from .priors import item_vectors, trends
@@ -112,19 +113,20 @@ class Trainer:
         self.optimiser = make_optimiser(self.network, model.lr, model.weight_decay)
 
     def epoch(self, number: int, watch: Callable[[float], object] = lambda share: None) -> float:
-        "Pass number 0, 1, … over the data; gives the mean loss. `watch` hears the share of the pass that each batch was."
+        "Pass number 0, 1, … over the data; gives the mean loss. `watch` hears the share of the pass that each batch was. Raises `UsageError` if there is nothing to learn."
         m, losses = self.model, []
         batches = new_pass(self.interactions, self.rng, m.horizon, m.every, m.baskets, m.length, m.batch_interactions, m.batch_questions)
         self.network.train()
         for done, batch in enumerate(batches):
             for group in self.optimiser.param_groups: group["lr"] = m.lr * group["pace"] * pace(number + done / len(batches), m.epochs)
-            losses.append(self.step(to_tensors(batch, self.tables[1])))
+            batch = to_tensors(batch, self.tables[1])
+            if len(batch.answers[0]): losses.append(self.step(batch))
             watch(1 / len(batches))
-        return float(np.nanmean(losses))
+        if not losses: raise UsageError("no question to learn from: whatever customers bought anew, nobody had bought before them")
+        return float(np.mean(losses))
 
     def step(self, batch: Batch) -> float:
-        "Learn from one batch of tensors; gives its loss (NaN: it holds no answer)."
-        if not len(batch.answers[0]): return math.nan
+        "Learn from one batch of tensors with at least one answer; gives its loss."
         states = self.network.states(batch.items, batch.ages, batch.visible, batch.asked, batch.facts)[batch.window, batch.place]
         if self.model.loss == "softmax": loss = loss_over_all(self.network, states, batch, self.tables)
         else: loss = loss_over_drawn(self.network, states, batch, self.tables, draw_items(self.sales, self.model.negatives, self.rng), self.model.loss)

@@ -117,11 +117,11 @@ class RecTransformer(Trained):
     dropout: float = .2
     loss: str = "softmax"      # softmax (all items), sampled, bpr
     negatives: int = 512       # items drawn for a batch by sampled and bpr
-    horizon: int = 28          # days in which the answers of a calendar question lie
+    horizon: int = 14          # days in which the answers of a calendar question lie
     every: int = 14            # days between two calendar questions about a customer
-    baskets: float = .1        # share of purchases after which the rest of the basket is asked for
+    baskets: float = .3        # share of purchases after which the rest of the basket is asked for
     half_life: float = 180.    # days; fading of the purchases from which the first item vectors are counted
-    epochs: int = 4            # passes over the data; with validation, at most
+    epochs: int = 6            # passes over the data; with validation, at most
     patience: int = 3          # with validation: epochs without a better NDCG@10 before it stops
     batch_interactions: int = 8_000  # purchases in a batch, padding included
     batch_questions: int = 1_000     # questions in a batch
@@ -151,7 +151,7 @@ class RecTransformer(Trained):
         with seeded(self.seed) as rng, tqdm(total=epochs, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
             trainer = Trainer(self, interactions, rng)
             for epoch in range(1, epochs + 1):
-                loss, self._answering = trainer.epoch(epoch - 1, bar.update), trainer.answering()
+                loss, self._answering = trainer.epoch(epoch - 1, lambda share: bar.update(min(share, epochs - bar.n))), trainer.answering()
                 figures = {} if validation is None else {"ndcg@10": self._ndcg(validation)}
                 self.history_.append({"epoch": epoch, "loss": loss, **figures, "seconds": time.perf_counter() - start})
                 bar.set_postfix({"loss": loss, **figures})
