@@ -232,7 +232,8 @@ def _read(lines: Iterator[str], path: Path, on_cell: Callable[[int], Any]) -> No
 def _environment(settings: Settings) -> dict[str, str]:
     "This process's environment with the settings in force; places become absolute, since the notebook runs in the project's folder."
     def text(value: Any) -> str: return str(value.absolute() if isinstance(value, Path) else value if not value or "://" in value else Path(value).absolute())
-    return {**os.environ, **{f"SHOPAI_{name.upper()}": text(value) for name, value in settings.model_dump().items()}}
+    polite = {"OMP_WAIT_POLICY": "PASSIVE"}  # PyTorch's threads that spin while they wait make a fit several times slower as soon as another program runs
+    return {**polite, **os.environ, **{f"SHOPAI_{name.upper()}": text(value) for name, value in settings.model_dump().items()}}
 
 # %% ../../nbs/core/65_jobs.ipynb #8ad123bc
 @contextmanager
