@@ -31,9 +31,9 @@ def known_sales(
 ) -> np.ndarray:  # (days + 1, n_items) int32: rows known 0, 1, … days before the end; the last row is zero
     "Cumulated sales of each item, as they were known at the end of each day, the latest first."
     if not len(interactions): raise UsageError("there are no interactions to count")
-    day = np.ceil(ages_of(interactions)).astype(np.int64)  # the sale is known on days before this one
+    day = np.ceil(ages_of(interactions)).astype(np.int64).clip(min=1)  # the sale is known on days before this one; what happens now is known now
     table = np.zeros((day.max() + 1, interactions.n_items), np.int32)
-    np.add.at(table, (np.maximum(day - 1, 0), interactions.items), 1)
+    np.add.at(table, (day - 1, interactions.items), 1)
     return table[::-1].cumsum(axis=0, dtype=np.int32)[::-1]
 
 # %% ../../nbs/recommend/22_priors.ipynb #20c37979
