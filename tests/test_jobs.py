@@ -207,7 +207,8 @@ def test_a_failed_run_keeps_its_reason_when_mlflow_is_out_of_reach(settings: Set
 def test_a_runner_that_is_ended(settings: Settings, how: signal.Signals):
     "No kernel lives on to finish a run that everybody believes dead."
     add_job(settings, "orphan", "import os, time\nprint('kernel', os.getpid())\ntime.sleep(300)")
-    process = subprocess.Popen(runner(settings, "orphan"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(runner(settings, "orphan"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # a job in the background inherits deaf ears
     log = wait_for(lambda: next((settings.runs_dir / "orphan").glob("*/log.txt"), None))
     kernel = int(wait_for(lambda: re.search(r"kernel (\d+)", log.read_text()))[1])
     assert (job_status(log.parent)["status"], is_gone(kernel)) == ("running", False)

@@ -33,6 +33,7 @@ ALLOWED_AT_TOP = {
     ("shopai.core.testing", "pandas"): "makes the data frames of the toy shop",
     ("shopai.recommend.losses", "torch"): "functions of tensors, imported by who trains a network",
     ("shopai.recommend.network", "torch"): "the network, imported by who trains it",
+    ("shopai.recommend.training", "torch"): "trains the network",
     ("shopai.recommend.transformer", "torch"): "trains the network; what it saves is served by recommend.onnx",
     ("shopai.data.*", "pandas"): "works on data frames; data.histories, which serving needs, doesn't use it",
 }
