@@ -39,7 +39,7 @@ def copy_for(notebook: Path, target: Path) -> Path:
     (target / notebook).parent.mkdir(parents=True)
     shutil.copy(ROOT / notebook, target / notebook)
     shutil.copy(ROOT / "settings.ini", target)
-    for name in ("shopai", "experiments", "params", "docs"):
+    for name in ("shopai", "experiments", "params", "docs", "benchmarks"):
         if (ROOT / name).exists(): (target / name).symlink_to(ROOT / name)
     return target
 
