@@ -210,6 +210,8 @@ STOCK = Table("stock", "How much was there: one row a count.", ("item_id", "loca
     Column("reserved", "number", True, "units sold and not yet sent", NOT_NEGATIVE),
 ))
 
+_weekdays = Rule("must be weekdays such as Tue Fri", lambda s: s.str.fullmatch("(Mon|Tue|Wed|Thu|Fri|Sat|Sun)( (Mon|Tue|Wed|Thu|Fri|Sat|Sun))*"))
+
 SUPPLIERS = Table("suppliers", "Who delivers: one row a supplier.", ("supplier_id",), (
     Column("supplier_id", "text", False, "supplier", FILLED),
     Column("name", "text", True, "name of the firm"),
@@ -218,6 +220,7 @@ SUPPLIERS = Table("suppliers", "Who delivers: one row a supplier.", ("supplier_i
     Column("order_cost", "number", True, "fixed cost of one order, in `currency`", NOT_NEGATIVE),
     Column("minimum_order", "number", True, "smallest order, units", NOT_NEGATIVE),
     Column("pack_size", "number", True, "orders are multiples of this, units", NOT_NEGATIVE),
+    Column("delivery_days", "text", True, "weekdays on which it delivers, such as Tue Fri; missing: any day", _weekdays),
     Column("currency", "text", True, "ISO 4217 code", CURRENCY),
 ))
 
