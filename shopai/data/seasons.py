@@ -112,11 +112,11 @@ def ar1(
     sd: float,          # stationary standard deviation
 ) -> np.ndarray:  # (D, n) float64; row 0 has the stationary distribution, too
     "n independent autoregressive paths."
-    from scipy.signal import lfilter
     phi = 2 ** (-1 / half_life)
-    scale = np.full((len(noise), 1), sd * (1 - phi ** 2) ** .5)
-    scale[0] = sd
-    return lfilter([1.], [1., -phi], scale * noise, axis=0)
+    path = sd * (1 - phi ** 2) ** .5 * noise
+    path[:1] = sd * noise[:1]
+    for day in range(1, len(path)): path[day] += phi * path[day - 1]
+    return path
 
 # %% ../../nbs/data/55_seasons.ipynb #b53beb80
 LEAD = 7                                     # days by which the sentiment runs ahead of the need
