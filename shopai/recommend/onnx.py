@@ -7,7 +7,6 @@ __all__ = ['tokens', 'facts', 'history_facts', 'network_inputs', 'of_similar_len
            'OnnxTransformer']
 
 # %% ../../nbs/recommend/25_onnx.ipynb #e279a0ef
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +15,7 @@ import numpy as np
 
 from ..core.config import UsageError
 from ..data.histories import Histories, last, take
-from .models import best_others, read_arrays
+from .models import best_others, read_arrays, read_facts, reading
 
 if TYPE_CHECKING: import onnxruntime
 
@@ -113,17 +112,13 @@ class OnnxTransformer:
     @classmethod
     def load(cls, folder: str | Path) -> "OnnxTransformer":
         "Read a saved network. Raises `UsageError` that names the file and what is wrong with it."
-        path = Path(folder) / "model.json"
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            if about["kind"] != cls.kind: raise ValueError(f"it holds a model of the kind {about['kind']!r}, not {cls.kind!r}")
-            n_items, length, params = int(about["n_items"]), int(about["length"]), dict(about["params"])
-            path = Path(folder) / "arrays.npz"
-            vectors = read_arrays(path, {"vectors": (np.float32, "n d")}, n_items)["vectors"]
-            path = Path(folder) / "network.onnx"
+        with reading(Path(folder) / "model.json") as path:
+            about = read_facts(path, cls.kind)
+            n_items, length, params = about["n_items"], int(about["length"]), dict(about["params"])
+        with reading(Path(folder) / "arrays.npz") as path: vectors = read_arrays(path, {"vectors": (np.float32, "n d")}, n_items)["vectors"]
+        with reading(Path(folder) / "network.onnx") as path:
             session = open_session(path)
             _check_graph(session, n_items)
-        except Exception as error: raise UsageError(f"{path}: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}") from None
         return cls(Path(folder), session, vectors, params, length)
 
     def params(self) -> dict[str, Any]:
