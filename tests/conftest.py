@@ -46,6 +46,18 @@ def online_retail(data_dir: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory):
+    "Folder of two bundles over the same customers of the toy shop, `ease` and `knn`, and what these customers bought."
+    from shop_server import toy_bundle  # here, since most tests need no recommender
+
+    from shopai.recommend.baselines import ItemKNN
+    folder = tmp_path_factory.mktemp("bundles")
+    bought, _ = toy_bundle(folder / "ease")
+    toy_bundle(folder / "knn", ItemKNN())
+    return folder, bought
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "A `SHOPAI_HOME` of the test's own, empty."

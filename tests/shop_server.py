@@ -19,6 +19,7 @@ from shopai.recommend.baselines import EASE, Popularity
 from shopai.recommend.bundle import save_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
+ASK = "/v1/recommendations"
 
 
 def toy_bundle(folder: Path, model=None, titles=None, **shop_options):
@@ -91,8 +92,9 @@ class Server:
 
 
 @contextmanager
-def running(home: Path, log: Path, host: str = "127.0.0.1", workers: int = 1, **environment):
-    "A server over `home` for the time of a with block."
+def running(home: Path, log: Path | None = None, host: str = "127.0.0.1", workers: int = 1, **environment):
+    "A server over `home` for the time of a with block; without `log`, it writes to `home/log`."
+    log = log or home / "log"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

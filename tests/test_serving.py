@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shop_server import ROOT, publish, toy_bundle
+from shop_server import ASK, ROOT, publish
 
 from serving.app import create_app
 from serving.config import get_serve_settings
@@ -20,15 +20,12 @@ from serving.schemas import MAX_BODY, Models, ProblemDocument, Ready, Recommenda
 from shopai.core.config import Settings, UsageError
 from shopai.recommend.bundle import Recommender
 
-ASK = "/v1/recommendations"
-
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+def shop(bundles, tmp_path_factory):
     "Home with a champion, its interactions, and the published bundle."
-    home = tmp_path_factory.mktemp("home")
-    bought, _ = toy_bundle(home / "bundle")
-    return home, bought, Recommender.load(publish(home, home / "bundle", "1"))
+    (folder, bought), home = bundles, tmp_path_factory.mktemp("home")
+    return home, bought, Recommender.load(publish(home, folder / "ease", "1"))
 
 
 @pytest.fixture(scope="module")

@@ -13,35 +13,30 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from shop_server import ROOT, flip, publish, running, toy_bundle
+from shop_server import ASK, ROOT, flip, publish, running
 
 from shopai.core.artifacts import ModelStore
 from shopai.core.files import sha256, whole_file
 from shopai.core.testing import toy_shop
 from shopai.data.interactions import Interactions, purchases
-from shopai.recommend.baselines import EASE, ItemKNN, Popularity
+from shopai.recommend.baselines import EASE, Popularity
 from shopai.recommend.bundle import Recommender, save_bundle
 
-ASK = "/v1/recommendations"
+
+@pytest.fixture
+def shop(bundles, tmp_path):
+    "Home whose champion is version 1, the bundle `ease`."
+    publish(tmp_path, bundles[0] / "ease", "1")
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    "Two bundles over the same customers, and those customers."
-    folder = tmp_path_factory.mktemp("bundles")
-    bought, _ = toy_bundle(folder / "ease")
-    toy_bundle(folder / "knn", ItemKNN())
-    return folder, bought
-
-
-def test_start_parity_and_graceful_stop(bundles, tmp_path):
+def test_start_parity_and_graceful_stop(shop, bundles):
     "Alive, ready, the same answers as the package's, and SIGTERM ends it well."
-    folder, bought = bundles
-    recommender = Recommender.load(publish(tmp_path, folder / "ease", "1"))
-    with running(tmp_path, tmp_path / "log") as server:
+    recommender = Recommender.load(shop / "models" / "recommend" / "1")
+    with running(shop) as server:
         seconds = server.wait_ready()
         assert seconds < 10, f"ready after {seconds:.1f} s"  # the 3 s of the promise are measured in benchmarks/, on a quiet machine
-        for user in [*bought.user_ids[:20].tolist(), "nobody"]:
+        for user in [*bundles[1].user_ids[:20].tolist(), "nobody"]:
             status, answer = server.ask(ASK, {"user_id": user})
             assert status == 200
             assert {name: answer[name] for name in ("fallback", "items")} == recommender.recommend(user_id=user).to_dict()
@@ -52,10 +47,8 @@ def test_start_parity_and_graceful_stop(bundles, tmp_path):
         assert [line["version"] for line in server.events("champion loaded")] == ["1"]
 
 
-def test_two_workers_share_a_port_and_end_together(bundles, tmp_path):
-    folder, _ = bundles
-    publish(tmp_path, folder / "ease", "1")
-    with running(tmp_path, tmp_path / "log", workers=2) as server:
+def test_two_workers_share_a_port_and_end_together(shop):
+    with running(shop, workers=2) as server:
         server.wait(lambda: len(server.events("champion loaded")) == 2)
         server.wait_ready()
         children = psutil.Process(server.process.pid).children(recursive=True)
@@ -80,21 +73,17 @@ def test_an_address_that_cannot_be_listened_on_is_one_line_and_exit_code_2():
     assert "workers must be at least 1, got 0" in refused(port=0, workers=0)
 
 
-def test_each_request_can_be_logged_as_one_line(bundles, tmp_path):
-    folder, _ = bundles
-    publish(tmp_path, folder / "ease", "1")
-    with running(tmp_path, tmp_path / "log", SHOPAI_SERVE_LOG_LEVEL="debug") as server:
+def test_each_request_can_be_logged_as_one_line(shop):
+    with running(shop, SHOPAI_SERVE_LOG_LEVEL="debug") as server:
         server.wait_ready()
         server.ask("/v1/items/a%0Ab/similar", headers={"X-Request-ID": "mine"})
         (line,) = server.wait(lambda: [line for line in server.events("answered") if line["request_id"] == "mine"])
         assert (line["status"], line["method"], line["path"]) == (404, "GET", "/v1/items/a\nb/similar")
 
 
-def test_the_benchmark_runs(bundles, tmp_path):
+def test_the_benchmark_runs(shop, tmp_path):
     "A second of locust over a toy shop: no figure worth the name, but what makes the figures works."
-    folder, _ = bundles
-    publish(tmp_path, folder / "ease", "1")
-    done = subprocess.run([sys.executable, "benchmarks/serving.py", "--home", tmp_path, "--seconds", "2", "--rate", "20", "--out", tmp_path / "out.json"],
+    done = subprocess.run([sys.executable, "benchmarks/serving.py", "--home", shop, "--seconds", "2", "--rate", "20", "--out", tmp_path / "out.json"],
                           cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "out.json").read_text())
@@ -113,7 +102,7 @@ def test_items_of_any_name_work_in_the_address(tmp_path):
     bought = Interactions.from_frame(pd.DataFrame({"user_id": toy.user_ids[toy.users], "item_id": names[toy.items], "event_time": toy.times}))
     save_bundle(tmp_path / "b", EASE(regularisation=50.0).fit(bought), bought, {}, Popularity().fit(bought))
     recommender = Recommender.load(publish(tmp_path, tmp_path / "b", "1"))
-    with running(tmp_path, tmp_path / "log") as server:
+    with running(tmp_path) as server:
         server.wait_ready()
         for item in odd:
             status, answer = server.ask(f"/v1/items/{quote(item, safe='')}/similar?k=3")
@@ -124,7 +113,7 @@ def test_items_of_any_name_work_in_the_address(tmp_path):
 
 def test_it_starts_before_the_first_model_and_takes_it_when_it_comes(bundles, tmp_path):
     folder, _ = bundles
-    with running(tmp_path, tmp_path / "log") as server:
+    with running(tmp_path) as server:
         server.wait(lambda: server.ask("/healthz")[0] == 200)
         server.wait(lambda: "shopai run recommend" in server.ask("/readyz")[1].get("detail", ""))
         assert server.ask(ASK, {"user_id": "a"})[0] == 503
@@ -134,17 +123,14 @@ def test_it_starts_before_the_first_model_and_takes_it_when_it_comes(bundles, tm
         assert len(server.events("champion refused")) == 1  # however often it was looked for
 
 
-def test_a_new_champion_takes_over_without_a_failed_request(bundles, tmp_path):
+def test_a_new_champion_takes_over_without_a_failed_request(shop, bundles):
     "Requests go on while the champion changes and is rolled back; each answer is wholly the old model's or wholly the new one's."
     folder, bought = bundles
-    user = str(bought.user_ids[0])
-    first = publish(tmp_path, folder / "ease", "1")
-    store = ModelStore(tmp_path / "models")
-    second = tmp_path / "models" / "recommend" / "2"
+    user, store = str(bought.user_ids[0]), ModelStore(shop / "models")
     store.publish(folder / "knn", "recommend", "2")
-    expected = {path.name: Recommender.load(path).recommend(user_id=user).to_dict()["items"] for path in (first, second)}
+    expected = {version: Recommender.load(shop / "models" / "recommend" / version).recommend(user_id=user).to_dict()["items"] for version in "12"}
     assert expected["1"] != expected["2"]
-    with running(tmp_path, tmp_path / "log") as server:
+    with running(shop) as server:
         server.wait_ready()
         answers, stop = [], threading.Event()
 
@@ -167,15 +153,14 @@ def test_a_new_champion_takes_over_without_a_failed_request(bundles, tmp_path):
         assert server.ask("/v1/models")[1]["models"][0]["version"] == "1"
 
 
-def test_a_damaged_champion_is_refused_by_file_and_the_repaired_one_is_taken(bundles, tmp_path):
-    folder, _ = bundles
-    damaged = next(path for path in sorted(publish(tmp_path, folder / "ease", "1").rglob("*")) if path.parent.name == "model")
+def test_a_damaged_champion_is_refused_by_file_and_the_repaired_one_is_taken(shop):
+    damaged = min((shop / "models" / "recommend" / "1" / "model").iterdir())
     file = f"model/{damaged.name}"
     flip(damaged)
-    with running(tmp_path, tmp_path / "log") as server:
+    with running(shop) as server:
         server.wait(lambda: file in server.ask("/readyz")[1].get("detail", ""))
         status, problem = server.ask("/readyz")
-        assert status == 503 and str(tmp_path) not in json.dumps(problem)  # the file, but not where this machine keeps it
+        assert status == 503 and str(shop) not in json.dumps(problem)  # the file, but not where this machine keeps it
         assert server.ask(ASK, {"user_id": "a"})[0] == 503
         time.sleep(0.5)
         assert server.ask("/readyz")[0] == 503
@@ -185,20 +170,17 @@ def test_a_damaged_champion_is_refused_by_file_and_the_repaired_one_is_taken(bun
         server.wait_ready()
 
 
-def test_a_damaged_new_champion_leaves_the_old_one_serving(bundles, tmp_path):
+def test_a_damaged_new_champion_leaves_the_old_one_serving(shop, bundles):
     folder, bought = bundles
-    publish(tmp_path, folder / "ease", "1")
-    with running(tmp_path, tmp_path / "log") as server:
+    models = shop / "models" / "recommend"
+    with running(shop) as server:
         server.wait_ready()
         before = server.ask(ASK, {"user_id": str(bought.user_ids[0])})[1]
-        store = ModelStore(tmp_path / "models")
-        store.publish(folder / "knn", "recommend", "2")
+        ModelStore(shop / "models").publish(folder / "knn", "recommend", "2")
         # Damage after promotion, before the server looks: promote() itself refuses a damaged bundle.
-        flip(tmp_path / "models" / "recommend" / "2" / "bundle.json")
-        champion = tmp_path / "models" / "recommend" / "champion.json"
-        told = json.loads(champion.read_text())
-        fields = {**told, "version": "2", "manifest_sha256": sha256(tmp_path / "models" / "recommend" / "2" / "manifest.json")}
-        _replace(champion, json.dumps(fields))
+        flip(models / "2" / "bundle.json")
+        told = json.loads((models / "champion.json").read_text())
+        _replace(models / "champion.json", json.dumps({**told, "version": "2", "manifest_sha256": sha256(models / "2" / "manifest.json")}))
         server.wait(lambda: "bundle.json" in (server.ask("/readyz")[1].get("refused") or ""))
         status, ready = server.ask("/readyz")
         assert (status, ready["model_version"]) == (200, "1")
@@ -207,12 +189,10 @@ def test_a_damaged_new_champion_leaves_the_old_one_serving(bundles, tmp_path):
         assert server.events("champion refused")[0]["still_served"] == "1"
 
 
-def test_a_damaged_champion_file_leaves_the_old_one_serving(bundles, tmp_path):
-    folder, _ = bundles
-    publish(tmp_path, folder / "ease", "1")
-    champion = tmp_path / "models" / "recommend" / "champion.json"
+def test_a_damaged_champion_file_leaves_the_old_one_serving(shop):
+    champion = shop / "models" / "recommend" / "champion.json"
     good = champion.read_text()
-    with running(tmp_path, tmp_path / "log") as server:
+    with running(shop) as server:
         server.wait_ready()
         for bad in ("", "{", "[]", '{"version": "../../etc"}'):
             _replace(champion, bad)
@@ -222,11 +202,9 @@ def test_a_damaged_champion_file_leaves_the_old_one_serving(bundles, tmp_path):
         server.wait(lambda: server.ask("/readyz")[1]["refused"] is None)
 
 
-def test_beyond_this_machine_it_warns(bundles, tmp_path):
+def test_beyond_this_machine_it_warns(shop):
     "There is no access control yet: binding to other addresses is allowed, and said."
-    folder, _ = bundles
-    publish(tmp_path, folder / "ease", "1")
-    with running(tmp_path, tmp_path / "log", host="0.0.0.0") as server:  # noqa: S104
+    with running(shop, host="0.0.0.0") as server:  # noqa: S104
         server.wait_ready()
         assert '"warning"' in next(line for line in server.log.splitlines() if "no access control" in line)
 
