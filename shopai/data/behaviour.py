@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BROWSING', 'TOP_UP', 'STOCK_UP', 'MOST_NEEDS', 'SEQUELS', 'PAGE', 'MOST', 'Behaviour', 'kinds', 'need_counts',
-           'Needs', 'make_needs', 'listings', 'consider', 'pull', 'utilities', 'leave', 'chances', 'choose', 'clicks',
-           'quantities']
+           'Needs', 'join_needs', 'make_needs', 'listings', 'consider', 'pull', 'utilities', 'leave', 'chances',
+           'choose', 'clicks', 'quantities']
 
 # %% ../../nbs/data/75_behaviour.ipynb #6d731eb9
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -19,12 +19,12 @@ from .draws import gumbel, normal, poisson, uniform
 @dataclass(frozen=True)
 class Behaviour:
     "The parameters that all customers share. `data.calibration` shows where the defaults come from."
-    trips: float = .22          # share of visits with the intention to buy
-    top_ups: float = .14        # share of these that are for a thing or two
-    basket_sd: float = .85      # of log needs, from trip to trip of one customer
+    trips: float = .48          # share of visits with the intention to buy
+    top_ups: float = .05        # share of these that are for a thing or two
+    basket_sd: float = .8      # of log needs, from trip to trip of one customer
     considered: float = 1.1     # items looked at beyond the first, mean; four in all at most
-    position: float = .9        # η: how fast attention falls along a list
-    quality: float = .7         # weight of an item's quality in α
+    position: float = 1.6        # η: how fast attention falls along a list
+    quality: float = 1.25         # weight of an item's quality in α
     fit: float = .9             # weight of taste: fit = this · θ·s
     rivals: float = .6          # κ
     gain: float = .5            # g₊
@@ -33,12 +33,13 @@ class Behaviour:
     promotion: float = .25      # π
     loyalty: float = 1.         # ℓ
     stay: float = -1.6          # u₀ of a trip: below 0, most needs are met …
-    browse: float = 2.2         # … and of browsing, where few are
+    browse: float = 5.2         # … and of browsing, where few are
     impulse: float = 1.         # added to u₀ for what was not looked for, but recommended
     click: float = -3.2         # log-odds of a click on the first recommendation, at no fit
-    pieces: float = 1.35        # log pieces of an item, mean
-    pieces_sd: float = .75      # from line to line
+    pieces: float = 2.1        # log pieces of an item, mean
+    pieces_sd: float = .9      # from line to line
     cheapness: float = .45      # how much more is taken of what costs less
+    bulk: float = .45           # how much more is taken of each thing by who needs few things
     abandon: tuple[float, float, float] = (.62, .25, .10)  # share of carts left behind: browsing, top-up, stock-up
     remove: float = .03         # share of cart lines taken out again
     refund: float = .016        # share of lines sent back
@@ -93,6 +94,15 @@ class Needs:
     wish: np.ndarray    # (n,) the item itself, bought before or clicked on; −1: none
 
     def __len__(self) -> int: return len(self.visit)
+
+    def take(self, rows: np.ndarray) -> "Needs":
+        "The given rows."
+        return Needs(self.visit[rows], self.who[rows], self.number[rows], self.leaf[rows], self.wish[rows])
+
+# %% ../../nbs/data/75_behaviour.ipynb #e179a6b5
+def join_needs(first: Needs, second: Needs) -> Needs:
+    "Two sets of needs of the same visits as one."
+    return Needs(*(np.concatenate([getattr(part, f.name) for part in (first, second)]) for f in fields(Needs)))
 
 # %% ../../nbs/data/75_behaviour.ipynb #ecde74b5
 def _repeat(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -264,6 +274,7 @@ def quantities(
     needs: Needs,          # n of them
     item: np.ndarray,      # (n,) taken
     scale: np.ndarray,     # (V,) the customers' scale
+    count: np.ndarray,     # (V,) how many things each visitor has in mind
     list_price: np.ndarray,  # (J,)
     pack: np.ndarray,      # (J,) pieces in a pack
     day: int,
@@ -271,6 +282,7 @@ def quantities(
 ) -> np.ndarray:  # (n,) int ≥ 1
     "Pieces of each line."
     z = normal(seed, "pieces", needs.who, day, needs.number)
-    raw = np.exp(b.pieces + scale[needs.visit] + b.pieces_sd * z - b.cheapness * np.log(list_price[item] / 2.))
+    few = b.bulk * (2.8 - np.log(count[needs.visit]))
+    raw = np.exp(b.pieces + scale[needs.visit] + few + b.pieces_sd * z - b.cheapness * np.log(list_price[item] / 2.))
     whole = np.rint(raw / pack[item]) * pack[item]
     return np.maximum(np.where(raw >= .75 * pack[item], whole, np.rint(raw)), 1).astype(int)

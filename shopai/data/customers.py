@@ -20,16 +20,16 @@ from .draws import normal, uniform
 @dataclass(frozen=True)
 class Population:
     "How the traits are distributed. `data.calibration` shows where the defaults come from."
-    rate: float = .030           # visits a day of a living customer, mean
+    rate: float = .020           # visits a day of a living customer, mean
     rate_shape: float = .9       # r of the gamma distribution of rates; smaller means more unequal
     dropout_shape: float = .8    # s of the gamma distribution of dropout rates
     dropout_scale: float = 260.  # β of it, days
     before: float = .35          # share of the customers who knew the shop before its first day
-    basket: float = 2.8          # log needs in a stock-up trip, mean …
-    basket_sd: float = .7        # … and standard deviation between customers
-    scale_sd: float = .55        # standard deviation between customers of log pieces
+    basket: float = 3.2          # log needs in a stock-up trip, mean …
+    basket_sd: float = .65        # … and standard deviation between customers
+    scale_sd: float = .5        # standard deviation between customers of log pieces
     sensitivity: float = 1.5     # b: the middling price sensitivity is 1.3 + b
-    habit: float = .25           # share of needs for something bought before, mean
+    habit: float = .27           # share of needs for something bought before, mean
 
     def __post_init__(self):
         for name in ("rate", "rate_shape", "dropout_shape", "dropout_scale", "sensitivity"):
@@ -78,16 +78,16 @@ def _shares(seed: int, n: int, leaves: int) -> np.ndarray:
     return raised / raised.sum(axis=1, keepdims=True)
 
 # %% ../../nbs/data/50_customers.ipynb #455ea45e
-def _arrivals(seed: int, i: np.ndarray, days: int, before: float) -> tuple[np.ndarray, np.ndarray]:
-    "Day of the first visit, and whether the shop was known before. Newcomers arrive evenly."
-    known = uniform(seed, "known", i) < before
-    return np.where(known, 0, (uniform(seed, "joined", i) * days).astype(int)), known
+def _arrivals(seed: int, i: np.ndarray, traffic: np.ndarray, before: float) -> tuple[np.ndarray, np.ndarray]:
+    "Day of the first visit, and whether the shop was known before. Newcomers arrive as the traffic of the days."
+    known, until = uniform(seed, "known", i) < before, np.cumsum(traffic) / np.sum(traffic)
+    return np.where(known, 0, np.minimum(np.searchsorted(until, uniform(seed, "joined", i)), len(traffic) - 1)), known
 
 # %% ../../nbs/data/50_customers.ipynb #5a557409
 def make_customers(
     customers: int,  # number of them, at least 1
     leaves: int,     # leaf categories of the catalogue
-    days: int,       # length of the simulation; newcomers arrive all through it
+    traffic: np.ndarray,  # (D,) how busy each day of the simulation is; newcomers arrive in proportion
     seed: int = 0,   # same seed, same customers
     population: Population = Population(),  # how the traits are distributed
 ) -> Customers:
@@ -95,10 +95,10 @@ def make_customers(
     if customers < 1: raise UsageError(f"customers must be at least 1, got {customers}")
     i, p = np.arange(customers), population
     z = lambda stream, *keys: normal(seed, stream, i if not keys else i[:, None], *keys)
-    joined, known = _arrivals(seed, i, days, p.before)
+    joined, known = _arrivals(seed, i, traffic, p.before)
     age = np.where(known, 730 * uniform(seed, "age", i), 0)  # up to two years before day 0
     sensitivity = 1.3 + np.exp(np.log(p.sensitivity) + .35 * z("sensitivity"))
-    comeback = np.stack([-1.6 + z("comeback"), .15 + .35 * z("message"), 2.2 * sensitivity + 1.5 * z("discount")], axis=1)
+    comeback = np.stack([-1.6 + z("comeback"), .15 + .35 * z("message"), 1.2 * sensitivity + z("discount")], axis=1)
     return Customers(
         joined, known, _gamma(p.rate_shape, seed, "rate", i) * p.rate / p.rate_shape,
         _gamma(p.dropout_shape, seed, "dropout", i) / (p.dropout_scale + age), -np.log(uniform(seed, "endurance", i)),

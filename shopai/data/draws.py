@@ -61,7 +61,8 @@ def poisson(
     *keys: int | np.ndarray,  # as for `uniform`
 ) -> np.ndarray:  # int64, of the broadcast shape
     "One Poisson number for each address. A greater mean never gives a smaller number at the same address."
-    from scipy.special import pdtrik
+    from scipy.special import pdtr, pdtrik
     u = uniform(seed, stream, *keys)
+    if np.ndim(mean) == 0: return np.searchsorted(pdtr(np.arange(20 + 3 * mean), mean), u)  # beyond that, a number is less likely than 10⁻¹⁵
     exact = np.asarray(pdtrik(u, np.maximum(mean, 1e-300)))  # the real k with CDF(k) = u; nan or below 0 where even 0 is enough
     return np.ceil(np.nan_to_num(np.maximum(exact, 0.), nan=0.)).astype(np.int64)
