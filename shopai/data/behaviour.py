@@ -40,7 +40,7 @@ class Behaviour:
     pieces_sd: float = .9      # from line to line
     cheapness: float = .45      # how much more is taken of what costs less
     bulk: float = .45           # how much more is taken of each thing by who needs few things
-    abandon: tuple[float, float, float] = (.62, .25, .10)  # share of carts left behind: browsing, top-up, stock-up
+    abandon: tuple[float, float, float] = (.70, .35, .22)  # share of carts left behind: browsing, top-up, stock-up
     remove: float = .03         # share of cart lines taken out again
     refund: float = .016        # share of lines sent back
     disappointment: float = 4.  # a visit with unmet needs adds up to this many days' wear to the customer's interest

@@ -20,7 +20,7 @@ from .draws import normal, uniform
 @dataclass(frozen=True)
 class Population:
     "How the traits are distributed. `data.calibration` shows where the defaults come from."
-    rate: float = .020           # visits a day of a living customer, mean
+    rate: float = .023           # visits a day of a living customer, mean
     rate_shape: float = .9       # r of the gamma distribution of rates; smaller means more unequal
     dropout_shape: float = .8    # s of the gamma distribution of dropout rates
     dropout_scale: float = 260.  # β of it, days

@@ -176,8 +176,8 @@ class Fixed:
 @dataclass(frozen=True)
 class ReorderPoint:
     "Order up to a level once the stock falls below the reorder point."
-    service: float = .95  # probability of no stock-out while an order is under way
-    cover: float = 21.    # days of demand that an order is for
+    service: float = .98  # probability of no stock-out while an order is under way
+    cover: float = 28.    # days of demand that an order is for
     unlimited: ClassVar[bool] = False
 
     def orders(self, view: View) -> np.ndarray:

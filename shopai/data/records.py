@@ -29,6 +29,7 @@ def words(
     texts = dictionary if isinstance(dictionary, pa.Array) else pa.array(dictionary, pa.string())
     return texts.take(pa.array(codes.astype(np.int64), mask=codes < 0))
 
+# %% ../../nbs/data/82_records.ipynb #1cf1f81e
 def numbered(
     prefix: str,          # one ASCII letter
     numbers: np.ndarray,  # (n,) int ≥ 0; −1: missing
@@ -54,6 +55,7 @@ def numbers(
     import pyarrow as pa
     return pa.array(values.astype(np.float64), from_pandas=True)
 
+# %% ../../nbs/data/82_records.ipynb #38b82b41
 def moments(
     start: int,           # first second of day 0, since 1970 UTC
     second: np.ndarray,   # (n,) int64, since `start`
@@ -62,6 +64,7 @@ def moments(
     import pyarrow as pa
     return pa.array((second + start) * 1_000_000, pa.timestamp("us", tz="UTC"))
 
+# %% ../../nbs/data/82_records.ipynb #33f4198c
 def table_of(
     name: str,  # of a table with a contract
     **columns: "pa.Array | str | None",  # by name; a text or None stands in every row; what isn't named is missing
@@ -78,10 +81,13 @@ def table_of(
 # %% ../../nbs/data/82_records.ipynb #fe8a85d5
 _MISSING = {"user": -1, "session": -1, "item": -1, "quantity": np.nan, "price": np.nan, "order": -1, "term": -1, "position": np.nan, "propensity": np.nan,
             "model": -1, "bot": False}
+
+# %% ../../nbs/data/82_records.ipynb #fc3f89fa
 _TYPES = {"second": np.int64, "kind": np.int8, "user": np.int32, "session": np.int32, "item": np.int32, "quantity": np.float32, "price": np.float64, "order": np.int32,
           "term": np.int16, "position": np.float32, "propensity": np.float32, "model": np.int8, "bot": bool}
 _KIND = {name: code for code, name in enumerate(EVENT_NAMES)}
 
+# %% ../../nbs/data/82_records.ipynb #00346a47
 @dataclass(frozen=True)
 class Words:
     "What codes stand for: dictionaries for the columns of text."
@@ -94,7 +100,30 @@ class Words:
     terms: list[str]
     models: list[str]
 
-# %% ../../nbs/data/82_records.ipynb #fc3f89fa
+# %% ../../nbs/data/82_records.ipynb #9e1d11c1
+def _joined(blocks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    "All blocks as columns, in the order of time."
+    size = [len(block["second"]) for block in blocks]
+    whole = {name: np.concatenate([np.broadcast_to(block.get(name, _MISSING.get(name)), n).astype(kind) for block, n in zip(blocks, size, strict=True)])
+             for name, kind in _TYPES.items()}
+    order = np.lexsort((whole["kind"], whole["session"], whole["second"]))
+    return {name: column[order] for name, column in whole.items()}
+
+# %% ../../nbs/data/82_records.ipynb #dd4810cd
+def _events(w: Words, start: int, first: int, row: dict[str, np.ndarray], visit: dict[str, np.ndarray]) -> "pa.Table":
+    "Rows of codes as the `events` table; `first` is the number of the first event, `visit` has one value a row."
+    import pyarrow as pa
+    ranked, consent = np.isfinite(row["position"]), pa.array(visit["consent"] == 1, mask=visit["consent"] < 0)
+    return table_of(
+        "events", event_id=numbered("E", first + np.arange(len(row["second"]))), event_name=words(list(EVENT_NAMES), row["kind"]),
+        event_time=moments(start, row["second"]), user_id=words(w.users, row["user"]), session_id=numbered("V", row["session"]),
+        item_id=words(w.items, row["item"]), quantity=numbers(row["quantity"]), price=numbers(row["price"]), currency="GBP",
+        transaction_id=numbered("T", row["order"]), search_term=words(w.terms, row["term"]), channel=words(w.channels, visit["channel"]),
+        campaign=words(w.campaigns, visit["campaign"]), device_type=words(w.devices, visit["device"]), country=words(w.countries, visit["country"]),
+        consent=consent, is_bot=pa.array(row["bot"]), request_id=numbered("R", np.where(ranked, row["session"], -1)), position=numbers(row["position"]),
+        propensity=numbers(row["propensity"]), model_version=words(w.models, row["model"]))
+
+# %% ../../nbs/data/82_records.ipynb #cae99521
 @dataclass(eq=False)
 class EventLog:
     "Collects events as codes and gives them out as Arrow tables."
@@ -109,10 +138,9 @@ class EventLog:
 
     def open(self, **columns: np.ndarray) -> np.ndarray:
         "Open sessions with channel, campaign, device, country and consent, as codes; returns their numbers."
-        n = len(columns["channel"])
         self.visits.append(columns)
-        self.sessions += n
-        return np.arange(self.sessions - n, self.sessions)
+        self.sessions += len(columns["channel"])
+        return np.arange(self.sessions - len(columns["channel"]), self.sessions)
 
     def door(self, sessions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Channel and campaign codes of sessions that are still held."
@@ -123,35 +151,14 @@ class EventLog:
         if len(second): self.blocks.append({"second": second, "kind": _KIND[name], **columns})
         self.rows += len(second)
 
-    def _joined(self) -> dict[str, np.ndarray]:
-        "All blocks as columns, in the order of time."
-        size = [len(block["second"]) for block in self.blocks]
-        whole = {name: np.concatenate([np.broadcast_to(block.get(name, _MISSING.get(name)), n).astype(kind) for block, n in zip(self.blocks, size)])
-                 for name, kind in _TYPES.items()}
-        order = np.lexsort((whole["kind"], whole["session"], whole["second"]))
-        return {name: column[order] for name, column in whole.items()}
-
     def flush(self) -> "pa.Table | None":
         "The rows collected so far as a table; afterwards the log is empty."
         if not self.rows: return None
-        row, visit = self._joined(), {name: np.concatenate([part[name] for part in self.visits]) for name in self.visits[0]}
-        table = self._table(row, {name: column[row["session"] - self.first_session] for name, column in visit.items()})
+        row, held = _joined(self.blocks), {name: np.concatenate([part[name] for part in self.visits]) for name in self.visits[0]}
+        table = _events(self.words, self.start, self.events, row, {name: column[row["session"] - self.first_session] for name, column in held.items()})
         self.events += self.rows
         self.first_session, self.blocks, self.visits, self.rows = self.sessions, [], [], 0
         return table
-
-    def _table(self, row: dict[str, np.ndarray], visit: dict[str, np.ndarray]) -> "pa.Table":
-        import pyarrow as pa
-        w, ranked = self.words, np.isfinite(row["position"])
-        consent = pa.array(visit["consent"] == 1, mask=visit["consent"] < 0)
-        return table_of(
-            "events", event_id=numbered("E", self.events + np.arange(len(row["second"]))), event_name=words(list(EVENT_NAMES), row["kind"]),
-            event_time=moments(self.start, row["second"]), user_id=words(w.users, row["user"]), session_id=numbered("V", row["session"]),
-            item_id=words(w.items, row["item"]), quantity=numbers(row["quantity"]), price=numbers(row["price"]), currency="GBP",
-            transaction_id=numbered("T", row["order"]), search_term=words(w.terms, row["term"]), channel=words(w.channels, visit["channel"]),
-            campaign=words(w.campaigns, visit["campaign"]), device_type=words(w.devices, visit["device"]), country=words(w.countries, visit["country"]),
-            consent=consent, is_bot=pa.array(row["bot"]), request_id=numbered("R", np.where(ranked, row["session"], -1)), position=numbers(row["position"]),
-            propensity=numbers(row["propensity"]), model_version=words(w.models, row["model"]))
 
 # %% ../../nbs/data/82_records.ipynb #716caeb5
 class Spool:
