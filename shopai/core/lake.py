@@ -9,7 +9,7 @@ __all__ = ['Append', 'Lake']
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -145,6 +145,16 @@ class _WritableTables(_Quarantine):
     ) -> Append:
         "Put `df` in the place of the table's content, in one commit; the old content stays readable as an old version."
         return self._put(table, df, "overwrite", source)
+
+    def replace_stream(
+        self,
+        table: str,  # name of a table with a contract
+        batches: "Iterable[pa.RecordBatch]",  # in the columns of `arrow_schema(table)`; rows are not checked
+    ) -> Append:
+        "Put what comes batch by batch in the place of the table's content, in one commit. Raises `UsageError` for other columns than the contract's."
+        if table not in TABLES: raise UsageError(f"table must have a contract to be written as a stream ({', '.join(TABLES)}), got {table!r}")
+        rows = delta.commit_stream(self._place(table), arrow_schema(table), batches)
+        return Append(rows, 0, self._place(table).open().version())
 
 # %% ../../nbs/core/40_lake.ipynb #339775dd
 def _in_pandas(data: "pa.Table", table: str) -> pd.DataFrame:
