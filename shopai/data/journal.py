@@ -18,9 +18,10 @@ from .catalogue import TAXONOMY, items_table
 from .channels import Contacts, Visits, contacts, touches_table
 from .customers import COUNTRIES, users_table
 from .draws import uniform
+from .policies import NAMELESS
 from .records import EventLog, Words, moments, numbered, numbers, table_of, words
 from .seasons import calendar_table, signals_table
-from .sessions import DEVICES, FIRST_NAMELESS, Crowd, Lines, Visit, begins, by_phone
+from .sessions import DEVICES, Crowd, Lines, Visit, begins, by_phone
 from .suppliers import suppliers_table
 from .world import World
 
@@ -113,7 +114,7 @@ class _TillJournal(_VisitJournal):
     def checkout(self, lines: Lines) -> None:
         "A look at the cart, and the till for those who take it."
         carts = _heads(lines)
-        named = carts.who < FIRST_NAMELESS
+        named = carts.who < NAMELESS
         self.log.add("view_cart", carts.second - 110, user=np.where(named, carts.customer, -1), session=carts.session)
         going = carts.take(named & (uniform(self.seed, "till", carts.who, carts.day) < np.where(carts.left, .45, 1.)))
         self.log.add("begin_checkout", going.second - 80, user=going.customer, session=going.session)

@@ -23,8 +23,8 @@ from .competitors import first_prices, next_prices
 from .customers import return_chance
 from .draws import normal, uniform
 from .journal import Journal, Sink
-from .policies import WINDOW, Plenty, Policies, View
-from .sessions import FIRST_NAMELESS, Crowd, Lines, Offer, fill_carts, join_lines, strangers, together, visit_shop
+from .policies import NAMELESS, WINDOW, Plenty, Policies, View
+from .sessions import Crowd, Lines, Offer, fill_carts, join_lines, strangers, together, visit_shop
 from .suppliers import arrival_day
 from .world import World
 
@@ -166,7 +166,7 @@ def _remind(sim: _Simulation, day: int) -> list[Lines]:
     told, back = np.isfinite(discount), uniform(sim.seed, "return", customer, day) < return_chance(people.comeback[customer], discount)
     for measure, who in (("carts", arm), ("reminders", arm[told]), ("returned", arm[back])): sim.books.add(day, measure, who)
     sim.books.add(day, "marketing", arm[told], REMINDER_COST)
-    session = np.arange(len(customer)) + FIRST_NAMELESS * (day + 1)  # a number of its own where no journal gives one
+    session = np.arange(len(customer)) + NAMELESS * (day + 1)  # a number of its own where no journal gives one
     if sim.journal:
         sim.journal.reminders(customer[told], day, REMINDER_COST)
         session[back] = sim.journal.reopen(customer[back], told[back])
@@ -209,10 +209,10 @@ def _arms(sim: _Simulation, crowd: Crowd) -> np.ndarray:
 
 def _slates(sim: _Simulation, crowd: Crowd, arm: np.ndarray, day: int) -> tuple[np.ndarray, np.ndarray]:
     "(V, K) items shown, and their propensities."
-    codes, parts = np.where(crowd.named, crowd.customer, -1), []
+    parts = []
     for a, policies in enumerate(sim.policies):
         rows = np.flatnonzero(arm == a)
-        parts.append((rows, policies.recommend.slates(sim.view(day, a), codes[rows])))
+        parts.append((rows, policies.recommend.slates(sim.view(day, a), crowd.who[rows])))
     width = max(slate.items.shape[1] for _, slate in parts)
     items, propensity = np.full((len(crowd), width), -1), np.full((len(crowd), width), np.nan)
     for rows, slate in parts:
@@ -345,7 +345,7 @@ def _one_day(sim: _Simulation, day: int) -> None:
     mean = STRANGERS * len(w.customers) * w.customers.rate.mean() * w.seasons.traffic[day]
     everybody, size = together(crowd, strangers(w, mean, day, sim.seed)), max(1, CHUNK // len(w.catalogue))
     carts = join_lines([_serve(sim, everybody.take(slice(at, at + size)), offer, day) for at in range(0, max(1, len(everybody)), size)])
-    s.carts = carts.take(carts.left & (carts.who < FIRST_NAMELESS))
+    s.carts = carts.take(carts.left & (carts.who < NAMELESS))
     _sell(sim, join_lines([*returning, carts.take(~carts.left)]), day)
     if not sim.unlimited: _reorder(sim, day)
     if sim.journal:
@@ -369,6 +369,7 @@ class Run:
     world: World
     seed: int
     arms: tuple[str, ...]
+    arm_of: np.ndarray    # (N,) arm of each customer, as a code into `arms`
     days: pd.DataFrame    # one row a day and arm: `MEASURES` and profit
     items: pd.DataFrame   # one row an arm and item: lines, pieces, revenue, profit, unmet
     causes: pd.DataFrame  # one row a cause of visits: visits, orders, revenue, profit
@@ -390,7 +391,7 @@ def _run(sim: _Simulation, days: int, tables: dict[str, "pa.Table"]) -> Run:
     books = pd.DataFrame({"day": date, "arm": np.tile(sim.names, days), **{name: table[:days].ravel() for name, table in sim.books.days.items()}})
     items = pd.DataFrame({"arm": np.repeat(sim.names, J), "item_id": np.tile(w.catalogue.item_ids, A), **{name: table.ravel() for name, table in sim.books.items.items()}})
     causes = pd.DataFrame(sim.books.causes, index=pd.Index(w.marketing.causes, name="cause"))
-    return Run(w, sim.seed, tuple(sim.names), books.assign(profit=_profit(books)), items, causes, tables)
+    return Run(w, sim.seed, tuple(sim.names), sim.arm_of, books.assign(profit=_profit(books)), items, causes, tables)
 
 # %% ../../nbs/data/85_simulator.ipynb #1294994d
 def _keep(held: dict[str, list]) -> Sink:
