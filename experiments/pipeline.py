@@ -11,13 +11,13 @@ import dagster as dg
 from shopai.core.config import UsageError, get_settings
 from shopai.core.jobs import find_notebook, find_profile, run_job
 from shopai.core.lake import Lake
-from shopai.data.sources import load_source, write_source
+from shopai.data.sources import build_source
 
 
 class ShopConfig(dg.Config):
     """Where the shop's data comes from."""
 
-    source: str = ""  # adapter to rebuild the lake from; empty: keep the lake if it has events, else build the toy shop
+    source: str = ""  # adapter to rebuild the lake from; empty: keep the lake if it has events, else build the synthetic shop
     path: str = ""  # the file that the source reads, if it reads one
 
 
@@ -27,11 +27,12 @@ class JobConfig(dg.Config):
     profile: str = "smoke"  # params/<profile>/<job>.yaml
 
 
-@dg.asset(group_name="lake", description="Events, items and users in the lake; rows that cannot be used are in quarantine with their reason.")
+@dg.asset(group_name="lake", description="The shop's tables in the lake; rows that cannot be used are in quarantine with their reason.")
 def shop_tables(config: ShopConfig) -> dg.MaterializeResult:
-    lake = Lake.from_settings(get_settings())
+    settings = get_settings()
+    lake = Lake.from_settings(settings)
     if config.source or not lake.exists("events"):
-        write_source(load_source(config.source or "toy", Path(config.path) if config.path else None), lake)
+        build_source(config.source or "synthetic", lake, Path(config.path) if config.path else None, settings.home.absolute() / "images")
     return dg.MaterializeResult(metadata={"location": str(lake.location), **{f"version of {table}": version for table, version in lake.versions().items()}})
 
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +39,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(pipeline_app, name="pipeline")
 
 Profile = Annotated[str, typer.Option("--profile", "-P", help="Which params/<profile>/ to use: smoke (minutes), default (a laptop's coffee break), gpu.")]
-Source = Annotated[str, typer.Option("--source", help="Adapter: online-retail, or toy (a small simulated shop).")]
+Source = Annotated[str, typer.Option("--source", help="Where the data come from: synthetic (a simulated shop), or online-retail.")]
 DataPath = Annotated[Path | None, typer.Option("--path", help="The file that the source reads.")]
 Model = Annotated[str, typer.Argument(help="Name of the model, such as recommend.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -104,43 +107,81 @@ def root(
 # --- data -------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _build(settings: Settings, source: str, path: Path | None, **options) -> None:
-    "Read a source into the lake and print what came in and what did not."
-    from shopai.core.lake import Lake
-    from shopai.data.sources import load_source, write_source
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int, str], None]]:
+    "A progress bar a stage, on stderr and only where somebody looks; gives the function that moves them."
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    started = time.perf_counter()
-    with err.status("reading the source"):
-        tables = load_source(source, path, **{name: value for name, value in options.items() if value is not None})
-    with err.status("writing the lake"):
-        lake = Lake.from_settings(settings)
-        before = lake.versions().get("events")
-        report = write_source(tables, lake)
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False)]
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        tasks: dict[str, int] = {}
+
+        def move(stage: str, done: int, of: int, note: str = "") -> None:
+            if stage not in tasks: tasks[stage] = bars.add_task(stage, total=of, note=note)
+            bars.update(tasks[stage], completed=done, note=note)
+        yield move
+
+
+def _build(settings: Settings, source: str, path: Path | None, pictures: bool = True, **options) -> None:
+    "Fill the lake from a source and print what came in and what did not."
+    from shopai.core.lake import Lake
+    from shopai.data.sources import build_source
+
+    started, lake = time.perf_counter(), Lake.from_settings(settings)
+    before = lake.versions().get("events")
+    images = settings.home.absolute() / "images" if pictures else None
+    given = {name: value for name, value in options.items() if value is not None}
+    with _bars() as progress: report = build_source(source, lake, path, images, progress, **given)
+    seconds = time.perf_counter() - started
+    if report.get("simulated"): _tell_simulated(report, seconds)
+    else: _tell_export(report, seconds)
+    if report.get("pictures"): out.print(f"pictures: {images}", soft_wrap=True)
+    if kept := report.get("untouched"):
+        out.print(f"left as they were: {', '.join(kept)} (the source has none; if they belong to another shop, use another home)", soft_wrap=True)
+    out.print(f"lake: {settings.lake_location}" + ("" if before is None else f" (the events before are version {before})"), soft_wrap=True)
+
+
+def _tell_export(report: dict, seconds: float) -> None:
+    "Where every line and every pound of a file went."
     rows = [(f"accepted: {name}", count) for name, count in report["accepted"].items()]
     rows += [(f"rejected: {reason}", count) for reason, count in report["rejected"].items()]
-    out.print(_table(f"{source}: {report['rows_in']:,} rows in, {time.perf_counter() - started:.1f} s", "rows", "#count", rows=rows))
+    out.print(_table(f"{report['source']}: {report['rows_in']:,} rows in, {seconds:.1f} s", "rows", "#count", rows=rows))
     money = report["net_value"]
     shown = {name: f"{Decimal(money[name]):,.2f}" for name in ("raw", "purchase", "refund")}
     rejected = f"{sum(map(Decimal, money['rejected'].values())):,.2f}"
     out.print(f"net value {shown['raw']} = purchases {shown['purchase']} - refunds {shown['refund']} + rejected {rejected}; difference {money['difference']}",
               soft_wrap=True)
-    out.print(f"lake: {settings.lake_location}" + ("" if before is None else f" (the events before are version {before})"), soft_wrap=True)
+
+
+def _tell_simulated(report: dict, seconds: float) -> None:
+    "What happened in a simulated shop, and what it took."
+    counts = {name: table["rows"] for name, table in report["tables"].items()}
+    out.print(_table(f"a simulated shop: {counts['events']:,} events", "event", "#rows", rows=list(report["events"].items())))
+    out.print(f"{report['orders']:,} orders of {counts['users']:,} customers from {counts['items']:,} items; revenue {report['revenue']:,.2f} {report['currency']}",
+              soft_wrap=True)
+    memory = f", at most {report['peak_memory']:,} MiB of memory" if report["peak_memory"] else ""
+    out.print(f"{seconds:.1f} s, {counts['events'] / seconds:,.0f} events a second{memory}", soft_wrap=True)
 
 
 @data_app.command("build")
 def data_build(
-    source: Source = "toy",
+    source: Source = "synthetic",
     path: DataPath = None,
-    customers: Annotated[int | None, typer.Option(help="toy: number of customers")] = None,
-    items: Annotated[int | None, typer.Option(help="toy: number of items")] = None,
-    days: Annotated[int | None, typer.Option(help="toy: length of the history, days")] = None,
-    seed: Annotated[int | None, typer.Option(help="toy: same seed, same shop")] = None,
+    customers: Annotated[int | None, typer.Option(help="synthetic: number of customers, 1 to 100,000; default 5,000")] = None,
+    items: Annotated[int | None, typer.Option(help="synthetic: number of items, 40 to 10,000; default 1,000")] = None,
+    days: Annotated[int | None, typer.Option(help="synthetic: length of the history, 1 to 1,825 days; default 365")] = None,
+    seed: Annotated[int | None, typer.Option(help="synthetic: same seed, same shop; default 0")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="synthetic: draw the items into <home>/images.")] = True,
 ) -> None:
-    """Read a shop's data into the lake. Rows that cannot be used go to the quarantine table with a reason.
+    """Put a shop into the lake, in the place of the one that is there; old versions stay readable.
+
+    A simulated shop needs no data, and its truth is known. Rows of a file that cannot be used go to the quarantine table with a reason.
+
+    shopai data build --customers 1000 --items 300 --days 180 --seed 7
 
     shopai data build --source online-retail --path online_retail.parquet
     """
-    _build(get_settings(), source, path, customers=customers, items=items, days=days, seed=seed)
+    _build(get_settings(), source, path, pictures, customers=customers, items=items, days=days, seed=seed)
 
 
 @data_app.command("describe")
@@ -163,6 +204,113 @@ def data_describe(as_json: AsJson = False) -> None:
     out.print(_table(str(lake.location), "table", "#rows", "#version", rows=[(table, rows, versions[table]) for table, rows in counts.items()]))
     out.print(_table("events", "event", "#rows", "#customers", "first", "last", rows=details.get("events", [])))
     if "quarantine" in details: out.print(_table("quarantine", "reason", "#rows", rows=details["quarantine"]))
+
+
+# --- simulation ----------------------------------------------------------------------------------------------------------------------------
+
+
+class _Taught(typer.core.TyperCommand):
+    "A command whose help lists the hooks and policies, which are looked up only when somebody asks."
+
+    def format_help(self, ctx, formatter) -> None:
+        from dataclasses import fields
+
+        from shopai.data.policies import POLICIES
+
+        known = [f"[bold]{hook}[/bold]: " + ", ".join(f"{name}({', '.join(f'{f.name}={f.default:g}' for f in fields(policy) if isinstance(f.default, int | float))})"
+                                                     .replace("()", "") for name, policy in policies.items()) for hook, policies in POLICIES.items()]
+        self.epilog = "Hooks and their policies, with the parameters that can be set:\n\n" + "\n\n".join(known)
+        super().format_help(ctx, formatter)
+
+
+@app.command("simulate", cls=_Taught)
+def simulate(
+    policy: Annotated[list[str] | None, typer.Option("--policy", help="NAME=SPEC, may be repeated; SPEC is hook:policy(parameter=number), several joined by +")] = None,
+    customers: Annotated[int, typer.Option(help="Customers of the shop, 1 to 100,000.")] = 1_000,
+    items: Annotated[int, typer.Option(help="Items on sale, 40 to 10,000.")] = 300,
+    days: Annotated[int, typer.Option(help="Days of business, 1 to 1,825.")] = 180,
+    seed: Annotated[int, typer.Option(help="The shop: same seed, same customers and items.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Times that each policy lives these days, each time with other luck, 2 to 1,000.")] = 5,
+    ab: Annotated[bool, typer.Option("--ab", help="One shop whose customers are split between the policies, as in a real A/B test; else a world for each.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let policies do the same business in a simulated shop, and compare what they earn.
+
+    Every policy meets the same customers, the same days and the same luck, so that small differences show.
+
+    All are compared with [bold]default[/bold]: popularity, cost-plus, reorder-point and no reminders, unless you name one default yourself.
+
+    Hooks that a policy doesn't name are as in these.
+
+    shopai simulate --policy "cheap=price:fixed(factor=.9)"
+
+    shopai simulate --policy "kind=recover:flat(discount=.1)" --seeds 10
+
+    shopai simulate --policy "x=price:fixed+recommend:random" --ab --json
+    """
+    from shopai.data.duels import compare, differences
+    from shopai.data.sources import SOURCES, Option
+    from shopai.data.world import make_world
+
+    given = {"customers": customers, "items": items, "days": days, "seed": seed}
+    for name, value in given.items(): SOURCES["synthetic"].options[name].check(name, value)
+    Option(5, 2, 1_000, "times that each policy is run").check("seeds", seeds)
+    policies, specs = _policies(policy or [])
+    if ab and len(policies) < 2: raise UsageError("--ab needs a policy to compare with default: --policy NAME=SPEC")
+    started = time.perf_counter()
+    with _bars() as progress:
+        world = make_world(**given)
+        figures = compare(world, policies, range(seeds), ab, progress=lambda done, of: progress("simulated days", done, of))
+    told = differences(figures)
+    if as_json: print(json.dumps(_duel_json(given, seeds, ab, specs, figures, told), indent=2))
+    else: _tell_duel(given, seeds, ab, figures, told, time.perf_counter() - started)
+
+
+def _policies(given: list[str]) -> tuple[dict, dict[str, str]]:
+    "Policies and their specifications by name, `default` first."
+    from shopai.data.policies import parse_policies
+
+    specs: dict[str, str] = {}
+    for text in given:
+        name, equals, spec = (part.strip() for part in text.partition("="))
+        if not equals or not re.fullmatch(r"\w[\w-]*", name):
+            raise UsageError(f"policy must be NAME=SPEC, such as \"cheap=price:fixed(factor=.9)\", got {text!r}")
+        if name in specs: raise UsageError(f"policy {name!r} is given twice")
+        specs[name] = spec
+    specs = {"default": "default"} | specs
+    return {name: parse_policies(spec) for name, spec in specs.items()}, specs
+
+
+def _duel_json(world: dict, seeds: int, ab: bool, specs: dict, figures, told) -> dict:
+    "All figures of a comparison; what doesn't exist (nan) is null."
+    def rows(frame) -> list[dict]:
+        records = frame.reset_index().to_dict("records")
+        return [{key: None if value != value else value for key, value in row.items()} for row in records]
+    return {"simulated": True, "world": world, "seeds": list(range(seeds)), "ab": ab, "level": .95, "policies": specs, "figures": rows(figures), "differences": rows(told)}
+
+
+def _tell_duel(world: dict, seeds: int, ab: bool, figures, told, seconds: float) -> None:
+    "One table: each policy's means, then its difference to the first."
+    from shopai.data.duels import SHOWN
+
+    means = figures.groupby(level="policy", sort=False)[list(SHOWN)].mean()
+    first, *others = means.index
+    share = lambda measure: measure == "unmet share"
+    plain_number = lambda measure, value: f"{value:.2%}" if share(measure) else f"{value:,.0f}"
+    signed = lambda measure, value: f"{round(100 * value, 2) + 0:+.2f}" if share(measure) else f"{round(value) + 0:+,d}"
+
+    def cells(measure: str) -> list[str]:
+        changes = [told.loc[(other, measure)] for other in others]
+        return [*(plain_number(measure, value) for value in means[measure]),
+                *(f"{signed(measure, c.difference)}{' points' if share(measure) else ''} [{signed(measure, c.low)}, {signed(measure, c.high)}]" for c in changes)]
+
+    how = f"one shop, its customers split between {len(means)} policies" if ab else "the same luck for every policy"
+    title = f"simulated: {world['customers']:,} customers, {world['items']:,} items, {world['days']:,} days; means of {seeds} runs, {how}"
+    units = {"revenue": "revenue, GBP", "refunds": "refunds, GBP", "profit": "profit, GBP", "unmet share": "wanted, but sold out",
+             "carts": "carts left behind", "reminders": "reminders sent", "returned": "bought the next day"}
+    out.print(_table(title, "", *(f"#{name}" for name in means.index), *(f"#{other} - {first} (95 %)" for other in others),
+                     rows=[(units.get(measure, measure), *cells(measure)) for measure in SHOWN]))
+    out.print(f"{seconds:.1f} s. In brackets: paired 95 % intervals over the luck of {seeds} runs in this one shop; a difference counts where they leave out 0.", soft_wrap=True)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------------------------------
@@ -304,7 +452,7 @@ def _environment() -> dict[str, str]:
 
 @app.command()
 def demo(
-    data: Annotated[Path | None, typer.Option("--data", help="Online Retail as Parquet, CSV or XLSX; default: a small simulated shop.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Online Retail as Parquet, CSV or XLSX; default: a simulated shop.")] = None,
     profile: Profile = "smoke",
     port: Port = 8000,
     stop: Annotated[bool, typer.Option("--stop", help="Stop after the example calls instead of serving on.")] = False,
@@ -318,7 +466,7 @@ def demo(
     find_notebook("recommend", settings), find_profile("recommend", profile, settings)  # rather now than after the lake was built
     out.rule("1 · a shop's data into the lake")
     if data: _build(settings, "online-retail", data)
-    else: _build(settings, "toy", None, customers=1_000, items=200, days=180)
+    else: _build(settings, "synthetic", None, customers=1_500, items=400, days=365)
     out.rule("2 · train, judge against the baselines, publish the champion")
     _run("recommend", profile, settings=settings)
     out.rule("3 · serve")
@@ -391,7 +539,7 @@ def _example_customer(settings: Settings) -> tuple[str, list[str]]:
     from shopai.core.lake import Lake
     from shopai.data.interactions import purchases
 
-    bought = purchases(Lake.from_settings(settings).read("events"))
+    bought = purchases(Lake.from_settings(settings).read("events", where="event_name = 'purchase'"))
     counts = np.bincount(bought.users)
     user = np.flatnonzero(counts >= np.median(counts))[0]
     return str(bought.user_ids[user]), [str(bought.item_ids[item]) for item in dict.fromkeys(bought.items[bought.users == user])]
