@@ -23,8 +23,8 @@ class Behaviour:
     top_ups: float = .05        # share of these that are for a thing or two
     basket_sd: float = .8      # of log needs, from trip to trip of one customer
     considered: float = 1.1     # items looked at beyond the first, mean; four in all at most
-    position: float = 1.6        # η: how fast attention falls along a list
-    quality: float = 1.25         # weight of an item's quality in α
+    position: float = 1.5        # η: how fast attention falls along a list
+    quality: float = .8         # weight of an item's quality in α
     fit: float = .9             # weight of taste: fit = this · θ·s
     rivals: float = .6          # κ
     gain: float = .5            # g₊
@@ -32,17 +32,17 @@ class Behaviour:
     memory: float = .05         # share of today's price in the reference price
     promotion: float = .25      # π
     loyalty: float = 1.         # ℓ
-    stay: float = -1.6          # u₀ of a trip: below 0, most needs are met …
+    stay: float = 1.8          # u₀ of a trip: half of the needs are met, about …
     browse: float = 5.2         # … and of browsing, where few are
     impulse: float = 1.         # added to u₀ for what was not looked for, but recommended
     click: float = -3.2         # log-odds of a click on the first recommendation, at no fit
-    pieces: float = 2.1        # log pieces of an item, mean
-    pieces_sd: float = .9      # from line to line
+    pieces: float = 2.28        # log pieces of an item, mean
+    pieces_sd: float = .95      # from line to line
     cheapness: float = .45      # how much more is taken of what costs less
     bulk: float = .45           # how much more is taken of each thing by who needs few things
     abandon: tuple[float, float, float] = (.70, .35, .22)  # share of carts left behind: browsing, top-up, stock-up
     remove: float = .03         # share of cart lines taken out again
-    refund: float = .016        # share of lines sent back
+    refund: float = .0175        # share of lines sent back
     disappointment: float = 4.  # a visit with unmet needs adds up to this many days' wear to the customer's interest
 
     def __post_init__(self):

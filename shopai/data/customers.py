@@ -25,11 +25,11 @@ class Population:
     dropout_shape: float = .8    # s of the gamma distribution of dropout rates
     dropout_scale: float = 260.  # β of it, days
     before: float = .35          # share of the customers who knew the shop before its first day
-    basket: float = 3.2          # log needs in a stock-up trip, mean …
+    basket: float = 3.6          # log needs in a stock-up trip, mean; about half of them end in the cart …
     basket_sd: float = .65        # … and standard deviation between customers
     scale_sd: float = .5        # standard deviation between customers of log pieces
-    sensitivity: float = 1.5     # b: the middling price sensitivity is 1.3 + b
-    habit: float = .27           # share of needs for something bought before, mean
+    sensitivity: float = 2.2     # b: the middling price sensitivity is 2 + b
+    habit: float = .21           # share of needs for something bought before, mean
 
     def __post_init__(self):
         for name in ("rate", "rate_shape", "dropout_shape", "dropout_scale", "sensitivity"):
@@ -97,8 +97,8 @@ def make_customers(
     z = lambda stream, *keys: normal(seed, stream, i if not keys else i[:, None], *keys)
     joined, known = _arrivals(seed, i, traffic, p.before)
     age = np.where(known, 730 * uniform(seed, "age", i), 0)  # up to two years before day 0
-    sensitivity = 1.3 + np.exp(np.log(p.sensitivity) + .35 * z("sensitivity"))
-    comeback = np.stack([-1.6 + z("comeback"), .15 + .35 * z("message"), 1.2 * sensitivity + z("discount")], axis=1)
+    sensitivity = 2 + np.exp(np.log(p.sensitivity) + .35 * z("sensitivity"))
+    comeback = np.stack([-1.6 + z("comeback"), .15 + .35 * z("message"), sensitivity + z("discount")], axis=1)
     return Customers(
         joined, known, _gamma(p.rate_shape, seed, "rate", i) * p.rate / p.rate_shape,
         _gamma(p.dropout_shape, seed, "dropout", i) / (p.dropout_scale + age), -np.log(uniform(seed, "endurance", i)),
