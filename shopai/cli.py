@@ -112,7 +112,8 @@ def _bars() -> Iterator[Callable[[str, int, int, str], None]]:
     "A progress bar a stage, on stderr and only where somebody looks; gives the function that moves them."
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False)]
+    text = lambda format: TextColumn(format, markup=False)
+    columns = text("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text("{task.fields[note]}")
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         tasks: dict[str, int] = {}
 
@@ -157,8 +158,8 @@ def _tell_simulated(report: dict, seconds: float) -> None:
     "What happened in a simulated shop, and what it took."
     counts = {name: table["rows"] for name, table in report["tables"].items()}
     out.print(_table(f"a simulated shop: {counts['events']:,} events", "event", "#rows", rows=list(report["events"].items())))
-    out.print(f"{report['orders']:,} orders of {counts['users']:,} customers from {counts['items']:,} items; revenue {report['revenue']:,.2f} {report['currency']}",
-              soft_wrap=True)
+    revenue = f"{report['revenue']:,.2f} {report['currency']}"
+    out.print(f"{report['orders']:,} orders of {counts['users']:,} customers from {counts['items']:,} items; revenue {revenue}", soft_wrap=True)
     memory = f", at most {report['peak_memory']:,} MiB of memory" if report["peak_memory"] else ""
     out.print(f"{seconds:.1f} s, {counts['events'] / seconds:,.0f} events a second{memory}", soft_wrap=True)
 
@@ -217,21 +218,24 @@ class _Taught(typer.core.TyperCommand):
 
         from shopai.data.policies import POLICIES
 
-        known = [f"[bold]{hook}[/bold]: " + ", ".join(f"{name}({', '.join(f'{f.name}={f.default:g}' for f in fields(policy) if isinstance(f.default, int | float))})"
-                                                     .replace("()", "") for name, policy in policies.items()) for hook, policies in POLICIES.items()]
+        def words(name: str, policy: type) -> str:
+            settable = ", ".join(f"{f.name}={f.default:g}" for f in fields(policy) if isinstance(f.default, int | float))
+            return f"{name}({settable})" if settable else name
+
+        known = [f"[bold]{hook}[/bold]: " + ", ".join(words(*one) for one in policies.items()) for hook, policies in POLICIES.items()]
         self.epilog = "Hooks and their policies, with the parameters that can be set:\n\n" + "\n\n".join(known)
         super().format_help(ctx, formatter)
 
 
 @app.command("simulate", cls=_Taught)
 def simulate(
-    policy: Annotated[list[str] | None, typer.Option("--policy", help="NAME=SPEC, may be repeated; SPEC is hook:policy(parameter=number), several joined by +")] = None,
+    policy: Annotated[list[str] | None, typer.Option("--policy", help="NAME=SPEC, may be repeated; SPEC: hook:policy(parameter=number), joined by +")] = None,
     customers: Annotated[int, typer.Option(help="Customers of the shop, 1 to 100,000.")] = 1_000,
     items: Annotated[int, typer.Option(help="Items on sale, 40 to 10,000.")] = 300,
     days: Annotated[int, typer.Option(help="Days of business, 1 to 1,825.")] = 180,
     seed: Annotated[int, typer.Option(help="The shop: same seed, same customers and items.")] = 0,
     seeds: Annotated[int, typer.Option(help="Times that each policy lives these days, each time with other luck, 2 to 1,000.")] = 5,
-    ab: Annotated[bool, typer.Option("--ab", help="One shop whose customers are split between the policies, as in a real A/B test; else a world for each.")] = False,
+    ab: Annotated[bool, typer.Option("--ab", help="One shop whose customers are split between the policies, as in a real A/B test.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Let policies do the same business in a simulated shop, and compare what they earn.
@@ -286,7 +290,8 @@ def _duel_json(world: dict, seeds: int, ab: bool, specs: dict, figures, told) ->
     def rows(frame) -> list[dict]:
         records = frame.reset_index().to_dict("records")
         return [{key: None if value != value else value for key, value in row.items()} for row in records]
-    return {"simulated": True, "world": world, "seeds": list(range(seeds)), "ab": ab, "level": .95, "policies": specs, "figures": rows(figures), "differences": rows(told)}
+    return {"simulated": True, "world": world, "seeds": list(range(seeds)), "ab": ab, "level": .95, "policies": specs,
+            "figures": rows(figures), "differences": rows(told)}
 
 
 def _tell_duel(world: dict, seeds: int, ab: bool, figures, told, seconds: float) -> None:
@@ -299,10 +304,11 @@ def _tell_duel(world: dict, seeds: int, ab: bool, figures, told, seconds: float)
     plain_number = lambda measure, value: f"{value:.2%}" if share(measure) else f"{value:,.0f}"
     signed = lambda measure, value: f"{round(100 * value, 2) + 0:+.2f}" if share(measure) else f"{round(value) + 0:+,d}"
 
+    def change(measure: str, c) -> str:
+        return f"{signed(measure, c.difference)}{' points' if share(measure) else ''} [{signed(measure, c.low)}, {signed(measure, c.high)}]"
+
     def cells(measure: str) -> list[str]:
-        changes = [told.loc[(other, measure)] for other in others]
-        return [*(plain_number(measure, value) for value in means[measure]),
-                *(f"{signed(measure, c.difference)}{' points' if share(measure) else ''} [{signed(measure, c.low)}, {signed(measure, c.high)}]" for c in changes)]
+        return [*(plain_number(measure, value) for value in means[measure]), *(change(measure, told.loc[(other, measure)]) for other in others)]
 
     how = f"one shop, its customers split between {len(means)} policies" if ab else "the same luck for every policy"
     title = f"simulated: {world['customers']:,} customers, {world['items']:,} items, {world['days']:,} days; means of {seeds} runs, {how}"
@@ -310,7 +316,8 @@ def _tell_duel(world: dict, seeds: int, ab: bool, figures, told, seconds: float)
              "carts": "carts left behind", "reminders": "reminders sent", "returned": "bought the next day"}
     out.print(_table(title, "", *(f"#{name}" for name in means.index), *(f"#{other} - {first} (95 %)" for other in others),
                      rows=[(units.get(measure, measure), *cells(measure)) for measure in SHOWN]))
-    out.print(f"{seconds:.1f} s. In brackets: paired 95 % intervals over the luck of {seeds} runs in this one shop; a difference counts where they leave out 0.", soft_wrap=True)
+    meaning = f"In brackets: paired 95 % intervals over the luck of {seeds} runs in this one shop; a difference counts where they leave out 0. "
+    out.print(f"{meaning if others else ''}{seconds:.1f} s", soft_wrap=True)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOPAI = Path(sys.executable).with_name("shopai")
-SMALL = ("--customers", "300", "--items", "60", "--days", "150")  # a toy shop that is quick to learn from
+SMALL = ("--customers", "300", "--items", "200", "--days", "150", "--no-pictures")  # a simulated shop that is quick to make and to learn from
+TINY = ("--customers", "40", "--items", "40", "--days", "21", "--no-pictures")
 
 
 def environment(home: Path, **variables) -> dict[str, str]:

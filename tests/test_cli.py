@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 import typer.main
-from shop_command import ROOT, SMALL, complaint, done, shopai
+from shop_command import ROOT, SHOPAI, SMALL, TINY, complaint, done, environment, shopai
 
 import shopai.cli as cli
 from shopai import __version__
+from shopai.data.shop_lake import SHOP_TABLES
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 
@@ -54,7 +57,8 @@ def project(tmp_path: Path) -> Path:
 def test_everything_is_explained():
     "Every command says what it does, every option and argument what it is for."
     names = {" ".join(path) for path, _ in commands()}
-    assert names >= {"data build", "data describe", "run", "pipeline run", "models list", "models show", "models promote", "models rollback", "serve", "demo"}
+    assert names >= {"data build", "data describe", "run", "pipeline run", "models list", "models show", "models promote", "models rollback", "serve", "demo",
+                     "simulate"}
     for path, command in commands():
         assert command.help or not path, path
         for parameter in command.params: assert parameter.help or parameter.name == "help", (path, parameter.name)
@@ -62,7 +66,9 @@ def test_everything_is_explained():
 
 @pytest.mark.parametrize(("arguments", "told"), [
     ((), ["data", "run", "pipeline", "models", "serve", "demo", "--home", "SHOPAI_HOME"]), (("data",), ["build", "describe"]),
-    (("data", "build"), ["--source", "online-retail", "--path", "--customers"]), (("run",), ["--profile", "smoke", "--parameter", "-p", "key=value"]),
+    (("data", "build"), ["--source", "synthetic", "online-retail", "--path", "--customers", "--no-pictures"]),
+    (("simulate",), ["--policy", "NAME=SPEC", "price:fixed(factor=.9)", "--ab", "recommend: popularity(", "cost-plus(markup=0", "plenty", "flat("]),
+    (("run",), ["--profile", "smoke", "--parameter", "-p", "key=value"]),
     (("models",), ["list", "show", "promote", "rollback"]), (("serve",), ["--host", "--port", "--workers"]), (("demo",), ["--data", "--stop", "--port"]),
 ], ids=lambda value: " ".join(value) or "shopai" if isinstance(value, tuple) else "")
 def test_help(home: Path, arguments: tuple, told: list):
@@ -92,10 +98,26 @@ def test_version(home: Path): assert done(home, "--version").strip() == f"shopai
     (["models", "promote", "recommend"], "Missing argument 'version'"),
     (["data", "build", "--seed", "x"], "Invalid value for '--seed': Input should be a valid integer"),
     (["data", "build", "--customers", "0"], "customers must be a whole number from 1 to 100,000"),
-    (["data", "build", "--source", "nope"], "unknown source 'nope'; known are online-retail, toy"),
+    (["data", "build", "--items", "39"], "items must be a whole number from 40 to 10,000"),
+    (["data", "build", "--days", "1826"], "days must be a whole number from 1 to 1,825"),
+    (["data", "build", "--source", "nope"], "unknown source 'nope'; known are synthetic, online-retail"),
     (["data", "build", "--source", "online-retail"], "source 'online-retail' needs a file"),
-    (["data", "build", "--path", "x.csv"], "source 'toy' reads no file"),
+    (["data", "build", "--path", "x.csv"], "source 'synthetic' reads no file"),
     (["data", "build", "--source", "online-retail", "--path", "x.csv", "--seed", "1"], "has no option 'seed'"),
+    (["simulate", "--policy", "cheap"], "policy must be NAME=SPEC, such as \"cheap=price:fixed(factor=.9)\", got 'cheap'"),
+    (["simulate", "--policy", "=price:fixed"], "policy must be NAME=SPEC"),
+    (["simulate", "--policy", "[red]=price:fixed"], "policy must be NAME=SPEC"),
+    (["simulate", "--policy", "a=prize:fixed"], "unknown hook 'prize'; the hooks are recommend, price, replenish, recover"),
+    (["simulate", "--policy", "a=price:nope"], "unknown policy 'nope' for price; known are cost-plus, fixed"),
+    (["simulate", "--policy", "a=price:fixed(colour=1)"], "policy price:fixed has no parameter 'colour'; it has factor"),
+    (["simulate", "--policy", "a=price:fixed(factor=many)"], "policy price:fixed: factor must be a number, got 'many'"),
+    (["simulate", "--policy", "a=price:fixed", "--policy", "a=price:fixed"], "policy 'a' is given twice"),
+    (["simulate", "--seeds", "1"], "seeds must be a whole number from 2 to 1,000 (times that each policy is run), got 1"),
+    (["simulate", "--items", "3"], "items must be a whole number from 40 to 10,000 (items on sale), got 3"),
+    (["simulate", "--days", "0"], "days must be a whole number from 1 to 1,825"),
+    (["simulate", "--seed", "-1"], "seed must be a whole number from 0 to"),
+    (["simulate", "--ab"], "--ab needs a policy to compare with default"),
+    (["simulate", "--ab", "--policy", "a=replenish:plenty"], "in an A/B test all policies share the stock, so replenish must be the same; a has another"),
     (["data", "describe"], "is empty; fill it with: shopai data build"),
     (["run", "nope"], "job: there is no 'nope'; known are "),
     (["run", "[/red]"], "job: there is no '[/red]'; known are "),
@@ -183,7 +205,7 @@ def test_a_wrong_setting_of_the_server(home: Path, busy: int):
 
 def test_a_failure_is_one_line_and_its_place_can_be_seen(home: Path):
     "What is no mistake on the command line ends with 1: here the lake's log is damaged."
-    done(home, "data", "build", *SMALL)
+    done(home, "data", "build", *TINY)
     for file in (home / "lake" / "events" / "_delta_log").glob("*"):
         if file.is_file(): file.write_text("{")
     assert complaint(home, 1, "data", "describe").endswith("(SHOPAI_DEBUG=1 shows where)")
@@ -195,21 +217,22 @@ def test_a_failure_is_one_line_and_its_place_can_be_seen(home: Path):
 
 def test_two_homes_never_meet(tmp_path: Path):
     one, two = tmp_path / "one", tmp_path / "two"
-    done(one, "data", "build", *SMALL, "--seed", "1")
+    done(one, "data", "build", *TINY, "--seed", "1")
     before = {path: path.read_bytes() for path in one.rglob("*") if path.is_file()}
     assert "is empty" in complaint(two, 2, "data", "describe")
-    shown = done(one, "--home", two, "data", "build", "--customers", "50", "--items", "30", "--days", "60")  # the option wins over $SHOPAI_HOME
+    shown = done(one, "--home", two, "data", "build", *TINY, "--items", "45")  # the option wins over $SHOPAI_HOME
     assert str(two / "lake") in shown
     assert before == {path: path.read_bytes() for path in one.rglob("*") if path.is_file()}
     first, second = (json.loads(done(home, "data", "describe", "--json")) for home in (one, two))
-    assert (first["tables"]["users"]["rows"], second["tables"]["users"]["rows"]) == (300, 50)
+    assert (first["tables"]["items"]["rows"], second["tables"]["items"]["rows"]) == (40, 45)
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
 
 
 def test_the_default_home_is_in_the_working_folder(tmp_path: Path):
-    shown = done(Path(""), "data", "build", "--customers", "50", "--items", "30", "--days", "60", cwd=tmp_path, SHOPAI_HOME=".shopai")
+    shown = done(Path(""), "data", "build", *TINY, "--pictures", cwd=tmp_path, SHOPAI_HOME=".shopai")
     assert f"lake: {tmp_path}/.shopai/lake" in shown
-    assert json.loads(done(Path(".shopai"), "data", "describe", "--json", cwd=tmp_path))["tables"]["users"]["rows"] == 50
+    assert json.loads(done(Path(".shopai"), "data", "describe", "--json", cwd=tmp_path))["tables"]["items"]["rows"] == 40
+    assert f"pictures: {tmp_path}/.shopai/images" in shown and len(list((tmp_path / ".shopai" / "images").glob("I*.png"))) == 40
 
 
 # --- data ---
@@ -217,17 +240,43 @@ def test_the_default_home_is_in_the_working_folder(tmp_path: Path):
 
 def test_what_data_build_and_describe_say(home: Path):
     shown = done(home, "data", "build", *SMALL)
-    assert "difference 0" in shown and "accepted: purchase" in shown
+    assert "a simulated shop: " in shown and "events a second" in shown and "orders of " in shown and "pictures" not in shown
     result = shopai(home, "data", "describe", "--json")
     told = json.loads(result.stdout)
     assert (result.returncode, result.stderr) == (0, "")
-    assert told["tables"].keys() == {"events", "items", "users"} and told["tables"]["items"] == {"rows": 60, "version": 1}
-    assert {name for name, *_ in told["events"]} == {"view_item", "add_to_cart", "purchase", "refund"}
+    assert told["tables"].keys() == set(SHOP_TABLES) and told["tables"]["items"] == {"rows": 200, "version": 1}
+    assert {name for name, *_ in told["events"]} >= {"ranking", "search", "view_item", "add_to_cart", "purchase", "refund"}
     assert sum(count for _, count, *_ in told["events"]) == told["tables"]["events"]["rows"]
     table = done(home, "data", "describe")
-    assert all(f"{count:,}" in table for _, count, *_ in told["events"]), table
+    for text in (table, shown): assert all(f"{count:,}" in text for _, count, *_ in told["events"]), text
+    assert all(f"{told['tables'][name]['rows']:,}" in table for name in SHOP_TABLES)
     done(home, "data", "build", *SMALL)
-    assert json.loads(done(home, "data", "describe", "--json"))["events"] == told["events"]  # same seed, same shop
+    again = json.loads(done(home, "data", "describe", "--json"))
+    assert again["events"] == told["events"] and again["tables"]["events"]["version"] == 2  # same seed, same shop
+
+
+def test_progress_is_on_stderr_and_only_where_somebody_looks(home: Path):
+    "A day's date and the events so far; a pipe or a log gets neither."
+    plain = shopai(home, "data", "build", *TINY, "--pictures")
+    watched = shopai(home, "data", "build", *TINY, "--pictures", FORCE_COLOR="1")
+    assert (plain.returncode, plain.stderr, watched.returncode) == (0, "", 0)
+    assert all(word in watched.stderr for word in ("days", "21/21", "2025-01-26", " events", "pictures", "40/40", "tables", "11/11"))
+    assert not any(word in watched.stdout + plain.stdout for word in ("21/21", "11/11", "2025-01"))
+
+
+def test_a_killed_build_leaves_the_lake_as_it_was(home: Path, tmp_path: Path):
+    done(home, "data", "build", *TINY)
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    command = [SHOPAI, "data", "build", "--customers", "1000", "--items", "100", "--days", "1000"]
+    watched = environment(home, FORCE_COLOR="1", TMPDIR=str(tmp_path))
+    for end, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        with subprocess.Popen(command, cwd=ROOT, env=watched, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            seen = b""
+            while b"2025-01-" not in seen and process.poll() is None: seen += process.stderr.read1()  # the simulation is under way
+            process.send_signal(end)
+            process.communicate(timeout=30)
+        assert process.returncode == code
+        assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
 def test_what_was_rejected_is_counted(home: Path, files: Path):
@@ -238,3 +287,53 @@ def test_what_was_rejected_is_counted(home: Path, files: Path):
     [[reason, count]] = told["quarantine"]
     assert count == 1 and f"rejected: {reason.partition(':')[0]}" in shown and reason in done(home, "data", "describe")
     assert "net value 30.60 = purchases 15.30 - refunds 0.00 + rejected 15.30; difference 0" in shown
+
+
+def test_a_file_after_a_simulation_says_what_it_left(home: Path, files: Path):
+    done(home, "data", "build", *TINY)
+    shown = done(home, "data", "build", "--source", "online-retail", "--path", files / "latin.csv")
+    assert "left as they were: calendar, external_signals, market_prices, orders, prices, stock, suppliers, touches" in shown
+
+
+# --- simulate ---
+
+
+WORLD = ("--customers", "80", "--items", "50", "--days", "28", "--seeds", "3")
+
+
+def test_a_duel_is_one_table(home: Path):
+    result = shopai(home, "simulate", "--policy", "cheap=price:fixed(factor=.8)", "--policy", "kind=recover:flat(discount=.1)", *WORLD)
+    assert (result.returncode, result.stderr) == (0, "") and not home.exists()
+    assert "simulated: 80 customers, 50 items, 28 days; means of 3 runs, the same luck for every policy" in result.stdout
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in result.stdout.splitlines() if line.startswith("│")]
+    rows = {measure: figures for measure, *figures in cells}
+    assert rows.keys() == {"visits", "orders", "pieces", "revenue, GBP", "refunds, GBP", "profit, GBP", "wanted, but sold out", "carts left behind",
+                           "reminders sent", "bought the next day"}
+    assert all(name in result.stdout for name in ("default", "cheap - default (95 %)", "kind - default (95 %)"))
+    assert [cell.replace(",", "").lstrip("-").isdigit() for cell in rows["profit, GBP"]] == [True, True, True, False, False]
+    assert rows["profit, GBP"][3].startswith("-") and rows["reminders sent"][0] == "0" and rows["reminders sent"][4].startswith("+")
+    watched = shopai(home, "simulate", *WORLD, FORCE_COLOR="1")
+    assert "84/84" in watched.stderr and "84/84" not in watched.stdout and "brackets" not in watched.stdout  # one policy has nothing to differ from
+
+
+@pytest.mark.parametrize("ab", [False, True], ids=["worlds", "A/B"])
+def test_a_duel_as_json(home: Path, ab: bool):
+    "Each difference is that of the means, inside its interval; and the same command gives the same figures."
+    arguments = ("simulate", "--policy", "cheap=price:fixed(factor=.8)", *WORLD, "--json", *["--ab"] * ab)
+    told = json.loads(done(home, *arguments))
+    assert (told["simulated"], told["ab"], told["seeds"], told["level"]) == (True, ab, [0, 1, 2], .95)
+    assert told["world"] == {"customers": 80, "items": 50, "days": 28, "seed": 0}
+    assert told["policies"] == {"default": "default", "cheap": "price:fixed(factor=.8)"}
+    assert [(row["policy"], row["seed"]) for row in told["figures"]] == [(name, seed) for name in ("default", "cheap") for seed in range(3)]
+    for row in told["differences"]:
+        first, second = ([one[row["measure"]] for one in told["figures"] if one["policy"] == name] for name in ("default", "cheap"))
+        assert row["difference"] == pytest.approx((sum(second) - sum(first)) / 3) and row["low"] <= row["difference"] <= row["high"]
+    visits = {name: sum(one["visits"] for one in told["figures"] if one["policy"] == name) for name in ("default", "cheap")}
+    alone = sum(one["visits"] for one in json.loads(done(home, "simulate", *WORLD, "--json"))["figures"])
+    assert sum(visits.values()) == pytest.approx(alone, rel=.05) if ab else visits["default"] == alone  # halves of a shop, or whole shops
+    assert json.loads(done(home, *arguments)) == told
+
+
+def test_default_can_be_another_policy(home: Path):
+    told = json.loads(done(home, "simulate", "--policy", "a=price:fixed", "--policy", "default=price:fixed", *WORLD, "--json"))
+    assert list(told["policies"]) == ["default", "a"] and {row["difference"] for row in told["differences"]} == {0}

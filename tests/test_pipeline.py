@@ -12,6 +12,7 @@ from shop_command import ROOT, SMALL, champion, complaint, done, environment, re
 
 from shopai.core.jobs import job_status
 from shopai.core.lake import Lake
+from shopai.data.shop_lake import SHOP_TABLES
 
 FILE = ROOT / "experiments" / "pipeline.py"
 
@@ -34,11 +35,11 @@ def outcomes(shown: str) -> dict[str, str]:
 def test_a_fresh_home_gets_a_shop_and_a_champion(home: Path):
     shown = done(home, "pipeline", "run", "--profile", "smoke")
     assert outcomes(shown) == {"shop_tables": "done", "recommend": "done"}
-    assert Lake(home / "lake").tables() == ["events", "items", "users"]
+    assert Lake(home / "lake").tables() == sorted(SHOP_TABLES)
     [folder] = runs(home)
     assert job_status(folder)["status"] == "done" and champion(home)["version"] == folder.name
     assert read(folder / "manifest.json")["profile"] == "smoke"
-    assert {path.name for path in home.iterdir()} == {"lake", "runs", "models", "mlflow.db", "mlflow.db.lock"}  # Dagster leaves nothing behind
+    assert {path.name for path in home.iterdir()} == {"lake", "images", "runs", "models", "mlflow.db", "mlflow.db.lock"}  # Dagster leaves nothing behind
 
 
 def test_a_lake_is_kept_and_a_failing_job_is_one_line(home: Path, tmp_path: Path):
@@ -61,7 +62,7 @@ def test_a_lake_is_kept_and_a_failing_job_is_one_line(home: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--source", "nope"], "shop_tables: unknown source 'nope'; known are online-retail, toy"),
+    (["--source", "nope"], "shop_tables: unknown source 'nope'; known are synthetic, online-retail"),
     (["--source", "online-retail", "--path", "none.csv"], "shop_tables: no such file: none.csv"),
     (["--source", "online-retail"], "shop_tables: source 'online-retail' needs a file"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")

@@ -13,7 +13,8 @@ from shopai.core.config import UsageError
 from shopai.core.lake import Lake
 from shopai.core.schema import validate
 from shopai.data.invoices import COLUMNS, REASONS, classify, plain_lines, plain_times, trap_lines
-from shopai.data.sources import SOURCES, load_source, online_retail, write_source
+from shopai.data.shop_lake import SHOP_TABLES, build_shop
+from shopai.data.sources import SOURCES, build_source, load_source, online_retail, write_source
 
 SECOND_EDITION = {"InvoiceNo": "Invoice", "UnitPrice": "Price", "CustomerID": "Customer ID"}
 
@@ -150,14 +151,77 @@ def test_each_reason_is_reached_and_in_order():
     assert set(classify(plain_lines(every))) == {*REASONS, "purchase", "refund"}
 
 
-def test_toy_options_are_checked_before_anything_is_made():
-    for name, option in SOURCES["toy"].options.items():
+def test_options_are_checked_before_anything_is_made(tmp_path):
+    lake = Lake(tmp_path / "lake")
+    for name, option in SOURCES["synthetic"].options.items():
         for wrong in (option.low - 1, option.high + 1, "many", 2.5, None):
-            with pytest.raises(UsageError, match=rf"^{name} must be a whole number from {option.low:,} to {option.high:,}"): load_source("toy", **{name: wrong})
-    one, same, other = (load_source("toy", customers=30, items=20, days=60, seed=seed) for seed in (1, "1", 2))
-    pd.testing.assert_frame_equal(one.events, same.events)
-    assert not one.events.equals(other.events)
-    for table in ("events", "items", "users"): assert validate(getattr(one, table), table).rejected.empty
+            with pytest.raises(UsageError, match=rf"^{name} must be a whole number from {option.low:,} to {option.high:,}"):
+                build_source("synthetic", lake, **{name: wrong})
+    with pytest.raises(UsageError, match="source 'synthetic' reads no file"): build_source("synthetic", lake, "x.csv")
+    with pytest.raises(UsageError, match="makes its tables in a lake: use build_source"): load_source("synthetic")
+    assert not list(tmp_path.iterdir())
+
+
+def built(folder, **options) -> dict:
+    "The tables of a small simulated shop, as Arrow."
+    lake = Lake(folder)
+    build_source("synthetic", lake, **{"customers": 60, "items": 50, "days": 30, **options})
+    return {name: lake.read(name, as_="arrow") for name in SHOP_TABLES}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_shop(tmp_path):
+    one, same, other = (built(tmp_path / name, seed=seed) for name, seed in (("one", 1), ("same", "1"), ("other", 2)))
+    assert [name for name in SHOP_TABLES if not one[name].equals(same[name])] == []
+    assert [name for name in SHOP_TABLES if one[name].equals(other[name])] == ["calendar"]  # holidays don't depend on luck
+    files = [{path.parent.name: path.read_bytes() for path in sorted((tmp_path / shop).rglob("*.parquet"))} for shop in ("one", "same")]
+    assert files[0].keys() == set(SHOP_TABLES) and files[0] == files[1]
+    for name in one: assert validate(Lake(tmp_path / "one").read(name), name).rejected.empty, name
+    assert one["events"]["event_time"].to_pylist() == sorted(one["events"]["event_time"].to_pylist())
+
+
+@pytest.mark.parametrize("options", [{"customers": 1, "items": 40, "days": 1}, {"customers": 3, "items": 40, "days": 30, "seed": 2**32 - 1}], ids=str)
+def test_the_smallest_shops_can_be_built(tmp_path, options):
+    "Tables without a row are there, too, and empty."
+    tables = built(tmp_path / "lake", **options)
+    assert tables["items"].num_rows == 40 and tables["stock"].num_rows > 0
+
+
+@pytest.mark.parametrize(("stage", "done"), [("days", 1), ("days", 30), ("pictures", 50)])
+def test_a_build_that_dies_before_its_commits_leaves_the_lake_as_it_was(tmp_path, stage, done):
+    lake = Lake(tmp_path / "lake")
+    before = built(lake.location, seed=1)
+    versions, files = lake.versions(), sorted(path for path in (tmp_path / "lake").rglob("*"))
+    def power_cut(*step):
+        if step[:2] == (stage, done): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        build_source("synthetic", lake, images=tmp_path / "images", progress=power_cut, customers=60, items=50, days=30, seed=2)
+    assert lake.versions() == versions and sorted(path for path in (tmp_path / "lake").rglob("*")) == files
+    assert all(lake.read(name, as_="arrow").equals(before[name]) for name in SHOP_TABLES)
+
+
+def test_a_build_that_dies_between_its_commits_has_not_touched_the_events(tmp_path):
+    "They come last, and a build afterwards mends it."
+    lake = Lake(tmp_path / "lake")
+    before = built(lake.location, seed=1)
+    def power_cut(*step):
+        if step[:2] == ("tables", 3): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): build_source("synthetic", lake, progress=power_cut, customers=60, items=50, days=30, seed=2)
+    assert lake.read("events", as_="arrow").equals(before["events"]) and not lake.read("items", as_="arrow").equals(before["items"])
+    after = built(lake.location, seed=2)
+    assert not after["events"].equals(before["events"])
+
+
+def test_one_shop_takes_the_place_of_the_other(tmp_path):
+    "An export after a simulation, and back; what the export lacks is named."
+    lake, path = Lake(tmp_path / "lake"), save(trap_lines(), tmp_path / "a.csv", False)
+    build_source("online-retail", lake, path)
+    assert lake.exists("quarantine") and len(lake.read("quarantine"))
+    simulated = build_shop(lake, 40, 40, 14, 0)
+    assert len(lake.read("events")) == simulated["tables"]["events"]["rows"] and lake.read("quarantine").empty
+    report = build_source("online-retail", lake, path)
+    assert len(lake.read("events")) == report["rows_out"]
+    assert set(report["untouched"]) == set(SHOP_TABLES) - {"events", "items", "users"}
+    json.dumps([simulated, report], allow_nan=False)
 
 
 def test_writing_twice_is_writing_once(tmp_path):
