@@ -34,7 +34,8 @@ def listens(port: int) -> bool:
 
 def test_the_demo_shows_the_whole_loop(home: Path, port: int):
     shown = done(home, "demo", "--stop", "--port", port)
-    steps = [shown.index(step) for step in ("1 · ", "accepted: purchase", "2 · ", "ndcg@10", "promoted: ", "3 · ", "curl -s -X POST", "ready after")]
+    told = "1 · ", "a simulated shop: ", "orders of ", "pictures: ", "2 · ", "ndcg@10", "promoted: ", "3 · ", "curl -s -X POST", "ready after"
+    steps = [shown.index(step) for step in told]
     assert steps == sorted(steps)
     calls = re.findall(r"^curl -s.*$", shown, re.MULTILINE)
     assert len(calls) == 3 and all(f"http://127.0.0.1:{port}/v1/" in call for call in calls)

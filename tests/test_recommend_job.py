@@ -20,6 +20,7 @@ from shopai.core.config import get_settings
 from shopai.core.jobs import job_status
 from shopai.core.manifest import verify
 from shopai.core.tracking import Tracker
+from shopai.data.shop_lake import SHOP_TABLES
 from shopai.recommend.bundle import Recommender
 
 ASK = "/v1/recommendations"
@@ -28,7 +29,7 @@ NOTEBOOK = ROOT / "experiments" / "20_recommend.ipynb"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    "A home with a small toy shop and a first champion. Tests copy it."
+    "A home with a small simulated shop and a first champion. Tests copy it."
     home = tmp_path_factory.mktemp("trained")
     done(home, "data", "build", *SMALL)
     (home / "shown").write_text(done(home, "run", "recommend"))
@@ -75,7 +76,7 @@ def test_a_run_leaves_everything_behind(trained: Path):
 
     manifest, metrics = read(folder / "manifest.json"), read(folder / "metrics.json")
     assert (manifest["run_id"], manifest["outcome"], manifest["profile"]) == (folder.name, "promoted", "smoke")
-    assert manifest["metrics"] == metrics and manifest["lake_versions"] == {"events": 1, "items": 1, "users": 1}
+    assert manifest["metrics"] == metrics and manifest["lake_versions"] == dict.fromkeys(SHOP_TABLES, 1)
     shown = (trained / "shown").read_text()
     assert f"{metrics['ndcg@10']:.4f}" in shown and "promoted: " in shown and str(folder / "notebook.html") in shown
 
@@ -93,7 +94,7 @@ def test_the_figures_are_the_candidates_row_of_the_leaderboard(trained: Path):
     part = {name: {row["model"]: row for row in rows if (row["split"], row["part"]) == ("temporal", name)} for name in ("validation", "test")}
     assert manifest["model"] == max(part["validation"], key=lambda model: float(part["validation"][model]["ndcg@10"]))
     for name, value in metrics.items(): assert float(part["test"][manifest["model"]][name]) == pytest.approx(value, abs=1e-6), name
-    assert metrics["ndcg@10"] > float(part["test"]["popularity"]["ndcg@10"])  # the toy shop has tastes to be learnt
+    assert metrics["ndcg@10"] > float(part["test"]["popularity"]["ndcg@10"])  # the shop has tastes to be learnt
     assert read(folder / "bundle" / "manifest.json")["metrics"] == metrics
 
 

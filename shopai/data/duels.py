@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..core.config import UsageError
 from .policies import Policies
-from .simulator import MEASURES, simulate
+from .simulator import simulate
 from .world import World
 
 # %% ../../nbs/data/86_duels.ipynb #50281935
@@ -68,7 +68,7 @@ def compare(
     ab: bool = False,  # one shop for all of them, its customers split, instead of a world for each
     days: int | None = None,  # from day 0; default: all of the world's days
     progress: Callable[[int, int], None] | None = None,  # called after each day with the days done and the days in all
-) -> pd.DataFrame:  # rows (policy, seed); columns `MEASURES`, `profit` and `unmet share`
+) -> pd.DataFrame:  # rows (policy, seed); the measures of `Run.totals`, and `unmet share`
     "Let policies do the same business."
     if not policies: raise UsageError("there must be at least one policy to look at")
     if ab: check_arms(policies)
