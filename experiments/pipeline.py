@@ -19,6 +19,7 @@ class ShopConfig(dg.Config):
 
     source: str = ""  # adapter to rebuild the lake from; empty: keep the lake if it has events, else build the synthetic shop
     path: str = ""  # the file that the source reads, if it reads one
+    options: dict[str, int] = {}  # of the source, such as customers; what isn't named has its default
 
 
 class JobConfig(dg.Config):
@@ -32,7 +33,8 @@ def shop_tables(config: ShopConfig) -> dg.MaterializeResult:
     settings = get_settings()
     lake = Lake.from_settings(settings)
     if config.source or not lake.exists("events"):
-        build_source(config.source or "synthetic", lake, Path(config.path) if config.path else None, settings.home.absolute() / "images")
+        build_source(config.source or "synthetic", lake, Path(config.path) if config.path else None, settings.home.absolute() / "images",
+                     **config.options)
     return dg.MaterializeResult(metadata={"location": str(lake.location), **{f"version of {table}": version for table, version in lake.versions().items()}})
 
 
@@ -48,11 +50,11 @@ nightly = dg.ScheduleDefinition(name="nightly", target=dg.AssetSelection.all(), 
 defs = dg.Definitions(assets=[shop_tables, recommend], schedules=[nightly])
 
 
-def run(profile: str = "smoke", source: str = "", path: str = "") -> dict[str, str]:
+def run(profile: str = "smoke", source: str = "", path: str = "", **options: int) -> dict[str, str]:
     """Materialise all assets in this process, in order. Returns each asset's outcome: `done`, `failed: <reason>`, `wrong use: <reason>` or `skipped`."""
     find_notebook("recommend"), find_profile("recommend", profile)  # rather now than after the lake was built
     assets = [shop_tables, recommend]
-    ops = {"shop_tables": {"config": {"source": source, "path": path}}, "recommend": {"config": {"profile": profile}}}
+    ops = {"shop_tables": {"config": {"source": source, "path": path, "options": options}}, "recommend": {"config": {"profile": profile}}}
     quiet = {"console": {"config": {"log_level": "CRITICAL"}}}  # the job shows its own progress, and a failure is in the outcome
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize(assets, run_config={"ops": ops, "loggers": quiet}, instance=instance, raise_on_error=False)

@@ -41,6 +41,10 @@ app.add_typer(pipeline_app, name="pipeline")
 Profile = Annotated[str, typer.Option("--profile", "-P", help="Which params/<profile>/ to use: smoke (minutes), default (a laptop's coffee break), gpu.")]
 Source = Annotated[str, typer.Option("--source", help="Where the data come from: synthetic (a simulated shop), or online-retail.")]
 DataPath = Annotated[Path | None, typer.Option("--path", help="The file that the source reads.")]
+Customers = Annotated[int | None, typer.Option("--customers", help="synthetic: number of customers, 1 to 100,000; default 5,000")]
+Items = Annotated[int | None, typer.Option("--items", help="synthetic: number of items, 40 to 10,000; default 1,000")]
+Days = Annotated[int | None, typer.Option("--days", help="synthetic: length of the history, 1 to 1,825 days; default 365")]
+Seed = Annotated[int | None, typer.Option("--seed", help="synthetic: same seed, same shop; default 0")]
 Model = Annotated[str, typer.Argument(help="Name of the model, such as recommend.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -168,10 +172,10 @@ def _tell_simulated(report: dict, seconds: float) -> None:
 def data_build(
     source: Source = "synthetic",
     path: DataPath = None,
-    customers: Annotated[int | None, typer.Option(help="synthetic: number of customers, 1 to 100,000; default 5,000")] = None,
-    items: Annotated[int | None, typer.Option(help="synthetic: number of items, 40 to 10,000; default 1,000")] = None,
-    days: Annotated[int | None, typer.Option(help="synthetic: length of the history, 1 to 1,825 days; default 365")] = None,
-    seed: Annotated[int | None, typer.Option(help="synthetic: same seed, same shop; default 0")] = None,
+    customers: Customers = None,
+    items: Items = None,
+    days: Days = None,
+    seed: Seed = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="synthetic: draw the items into <home>/images.")] = True,
 ) -> None:
     """Put a shop into the lake, in the place of the one that is there; old versions stay readable.
@@ -359,6 +363,10 @@ def pipeline_run(
     profile: Profile = "smoke",
     source: Annotated[str, typer.Option("--source", help="Rebuild the lake from this source; empty: keep it if it has events.")] = "",
     path: DataPath = None,
+    customers: Customers = None,
+    items: Items = None,
+    days: Days = None,
+    seed: Seed = None,
 ) -> None:
     "Run data and jobs in this process, in the order of their dependencies. `dagster dev -f experiments/pipeline.py` shows the same in a browser."
     import importlib.util
@@ -369,7 +377,8 @@ def pipeline_run(
     spec = importlib.util.spec_from_file_location("shopai_pipeline", file)
     pipeline = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pipeline)
-    steps = pipeline.run(profile=profile, source=source, path=str(path or ""))
+    options = {"customers": customers, "items": items, "days": days, "seed": seed}
+    steps = pipeline.run(profile=profile, source=source, path=str(path or ""), **{name: value for name, value in options.items() if value is not None})
     out.print(_table(f"pipeline · {profile}", "asset", "outcome", rows=list(steps.items())))
     for asset, outcome in steps.items():
         what, _, reason = outcome.partition(": ")

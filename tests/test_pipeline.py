@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from shop_command import ROOT, SMALL, champion, complaint, done, environment, read, runs, shopai
+from shop_command import ROOT, SMALL, TINY, champion, complaint, done, environment, read, runs, shopai
 
 from shopai.core.jobs import job_status
 from shopai.core.lake import Lake
@@ -33,7 +33,7 @@ def outcomes(shown: str) -> dict[str, str]:
 
 
 def test_a_fresh_home_gets_a_shop_and_a_champion(home: Path):
-    shown = done(home, "pipeline", "run", "--profile", "smoke")
+    shown = done(home, "pipeline", "run", "--profile", "smoke", *SMALL[:-1])
     assert outcomes(shown) == {"shop_tables": "done", "recommend": "done"}
     assert Lake(home / "lake").tables() == sorted(SHOP_TABLES)
     [folder] = runs(home)
@@ -51,7 +51,7 @@ def test_a_lake_is_kept_and_a_failing_job_is_one_line(home: Path, tmp_path: Path
     at = next(place for place, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
     notebook.cells = [notebook.cells[at], nbformat.v4.new_code_cell("raise RuntimeError('the shop is closed')")]
     nbformat.write(notebook, path)
-    done(home, "data", "build", *SMALL)
+    done(home, "data", "build", *TINY)
     result = shopai(home, "pipeline", "run", SHOPAI_PROJECT=str(project))
     assert result.returncode == 1 and "Traceback" not in result.stdout + result.stderr
     [folder] = runs(home)
@@ -64,6 +64,7 @@ def test_a_lake_is_kept_and_a_failing_job_is_one_line(home: Path, tmp_path: Path
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--source", "nope"], "shop_tables: unknown source 'nope'; known are synthetic, online-retail"),
     (["--source", "online-retail", "--path", "none.csv"], "shop_tables: no such file: none.csv"),
+    (["--customers", "0"], "shop_tables: customers must be a whole number from 1 to 100,000"),
     (["--source", "online-retail"], "shop_tables: source 'online-retail' needs a file"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_a_wrong_source_stops_the_chain(home: Path, arguments: list, message: str):
