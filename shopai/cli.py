@@ -192,8 +192,11 @@ def data_build(
 @data_app.command("describe")
 def data_describe(as_json: AsJson = False) -> None:
     "Tables of the lake, their rows and versions; events by name; quarantined rows by reason."
+    import duckdb
+
     from shopai.core.lake import Lake
 
+    duckdb.default_connection().execute("set enable_progress_bar_print = false")  # a long query's bar would go to stdout, into the JSON
     lake = Lake.from_settings(get_settings())
     counts = {table: lake.read(table, as_="duckdb").aggregate("count(*)").fetchall()[0][0] for table in lake.tables()}
     if not counts: raise UsageError(f"the lake {lake.location} is empty; fill it with: shopai data build")

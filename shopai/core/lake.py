@@ -170,7 +170,6 @@ def _relation(dataset: "Dataset", columns: list[str] | None, where: str | None, 
     "The query on a data set: first the predicate, then the columns."
     import duckdb
     connection.execute("set TimeZone = 'UTC'")
-    connection.execute("set enable_progress_bar_print = false")  # a long query's bar would go to stdout, into the JSON of a command
     relation = connection.from_arrow(dataset)
     try:
         if where: relation = relation.filter(where)
