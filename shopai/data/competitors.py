@@ -114,8 +114,8 @@ def market_prices_table(
     item_ids: list[str],       # J ids
     listed: np.ndarray | None = None,  # (J,) bool: which items are watched; missing: all
 ) -> pd.DataFrame:  # the contract MARKET_PRICES, by rival and item
-    "What the rivals ask on one day, as seen at five in the morning."
+    "What the rivals ask on one day, as seen at six in the morning."
     watched = np.arange(len(item_ids)) if listed is None else np.flatnonzero(listed)
     return conform(pd.DataFrame({
         "item_id": np.tile(np.array(item_ids, object)[watched], len(rivals)), "competitor": np.repeat(np.array(rivals.names, object), len(watched)),
-        "observed_at": start + pd.Timedelta(days=day, hours=5), "price": prices[:, watched].ravel().round(2), "currency": "GBP"}), "market_prices")
+        "observed_at": start + pd.Timedelta(days=day, hours=6), "price": prices[:, watched].ravel().round(2), "currency": "GBP"}), "market_prices")

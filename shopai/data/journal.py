@@ -7,7 +7,7 @@ __all__ = ['Sink', 'DIRECT', 'BOTS_LOOK', 'BATCH', 'Journal']
 
 # %% ../../nbs/data/84_journal.ipynb #cb0996d8
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ import pandas as pd
 from ..core.schema import arrow_schema
 from .catalogue import TAXONOMY, items_table
 from .channels import Contacts, Visits, contacts, touches_table
+from .competitors import market_prices_table
 from .customers import COUNTRIES, users_table
 from .draws import uniform
 from .policies import NAMELESS
@@ -34,7 +35,8 @@ DIRECT = -1  # how `data.channels` numbers visits that come by no link
 # %% ../../nbs/data/84_journal.ipynb #8f8c7a74
 def _words(world: World, models: list[str]) -> Words:
     "Dictionaries for the columns of text."
-    return Words(world.customers.user_ids, world.catalogue.item_ids, [*world.marketing.entries], [c.name for c in world.marketing.campaigns], [*DEVICES, "other"],
+    import pyarrow as pa
+    return Words(pa.array(world.customers.user_ids), pa.array(world.catalogue.item_ids), [*world.marketing.entries], [c.name for c in world.marketing.campaigns], [*DEVICES, "other"],
                  list(COUNTRIES), [leaf.noun.lower() for leaf in TAXONOMY], models)
 
 # %% ../../nbs/data/84_journal.ipynb #a164f4d5
@@ -179,12 +181,10 @@ class _PriceJournal(_AfterJournal):
 
     def market(self, rivals: np.ndarray, day: int) -> None:
         "The rivals' prices (C, J), as seen on a Monday."
-        if (self.world.start.weekday() + day) % 7: return
-        on = np.flatnonzero(self.world.catalogue.launch <= day)
-        seen = moments(self.log.start, np.full(len(on), day * 86_400 + 6 * 3600))
-        for name, price in zip(self.world.competitors.names, rivals, strict=True):
-            self.sink("market_prices", table_of("market_prices", item_id=words(self.log.words.items, on), competitor=name, observed_at=seen,
-                                                price=numbers(np.round(price[on], 2)), currency="GBP"))
+        w = self.world
+        if (w.start.weekday() + day) % 7: return
+        page = market_prices_table(w.competitors, rivals, day, w.start, w.catalogue.item_ids, w.catalogue.launch <= day)
+        self.sink("market_prices", _arrow("market_prices", page))
 
 # %% ../../nbs/data/84_journal.ipynb #21b19f76
 class _EveningJournal(_PriceJournal):
@@ -204,7 +204,7 @@ class _EveningJournal(_PriceJournal):
     def flush(self) -> None:
         "Give out events and touches."
         if (events := self.log.flush()) is not None: self.sink("events", events)
-        if self.contacts: self.sink("touches", _arrow("touches", touches_table(self.world.marketing, self.contacts, np.array(self.log.words.users, object))))
+        if self.contacts: self.sink("touches", _arrow("touches", touches_table(self.world.marketing, self.contacts, np.array(self.world.customers.user_ids, object))))
         self.contacts = []
 
 # %% ../../nbs/data/84_journal.ipynb #979d1fa0

@@ -91,8 +91,8 @@ _KIND = {name: code for code, name in enumerate(EVENT_NAMES)}
 @dataclass(frozen=True)
 class Words:
     "What codes stand for: dictionaries for the columns of text."
-    users: list[str]
-    items: list[str]
+    users: "list[str] | pa.Array"  # long, and looked up every day: an Array is not made anew each time
+    items: "list[str] | pa.Array"
     channels: list[str]
     campaigns: list[str]
     devices: list[str]
