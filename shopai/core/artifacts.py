@@ -88,9 +88,15 @@ class _Bucket:
         return [info.base_name for info in self.files.get_file_info(FileSelector(f"{self.root}/{path}", allow_not_found=True))]
 
     def read(self, path: str) -> bytes | None:
-        try:
-            with self.files.open_input_stream(f"{self.root}/{path}") as stream: return stream.read()
-        except FileNotFoundError: return None
+        # the stream asks for the length first, so of an object that is replaced meanwhile by a longer one it would give the beginning only
+        address = f"{self.root}/{path}"
+        for _ in range(100):
+            before = self.files.get_file_info(address)
+            if not before.is_file: return None
+            with self.files.open_input_stream(address) as stream: data = stream.read()
+            after = self.files.get_file_info(address)
+            if (before.size, before.mtime_ns) == (after.size, after.mtime_ns) and len(data) == after.size: return data
+        raise OSError(f"s3://{address} is replaced faster than it can be read")
 
     def write(self, path: str, data: bytes) -> None:
         with self.files.open_output_stream(f"{self.root}/{path}") as stream: stream.write(data)
