@@ -9,7 +9,7 @@ __all__ = ['Append', 'Lake']
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -104,13 +104,14 @@ class _Quarantine(_Tables):
         table: str,             # table for which the rows were meant
         rejected: pd.DataFrame,  # the rows as they came, with a further column `reason`
         source: str | None = None,  # where they came from
-        app: tuple[str, int] | None = None,  # as in `append`
+        app: tuple[str, int] | Mapping[str, int] | None = None,  # as in `append` and `add`
     ) -> int:  # rows written
         "Put rejected rows into the quarantine, so that they can be mended and sent again."
         if rejected.empty: return 0
         rows = _to_arrow(_quarantine_rows(_name(table), rejected, source), "quarantine")
         # the batch number counts for each table apart, since one writer may fill several
-        return rows.num_rows if delta.commit(self._place("quarantine"), rows, app=app and (f"{app[0]}/{table}", app[1])) else 0
+        numbers = {f"{writer}/{table}": number for writer, number in ([app] if isinstance(app, tuple) else (app or {}).items())}
+        return rows.num_rows if delta.commit(self._place("quarantine"), rows, app=numbers) else 0
 
 # %% ../../nbs/core/40_lake.ipynb #42132290
 class _WritableTables(_Quarantine):
@@ -156,6 +157,44 @@ class _WritableTables(_Quarantine):
         rows = delta.commit_stream(self._place(table), arrow_schema(table), batches)
         return Append(rows, 0, self._place(table).open().version())
 
+# %% ../../nbs/core/40_lake.ipynb #9ba967a6
+class _QueuedTables(_WritableTables):
+    "Writing what comes in from queues: checked by the caller, in numbered batches."
+
+    def applied(
+        self,
+        table: str,
+        writers: Iterable[str],  # of the quarantine, `<writer>/<table>`
+    ) -> dict[str, int]:  # writer → number of its last batch; writers that have none are left out
+        "How far each writer has come."
+        return delta.applied(self._place(table).open(), writers) if self.exists(table) else {}
+
+    def add(
+        self,
+        table: str,        # name of a table with a contract
+        rows: "pa.Table",  # in the columns of `arrow_schema(table)`; they are not checked
+        app: Mapping[str, int],  # writer → batch number ≥ 0, rising
+        note: Mapping[str, str] | None = None,  # kept with the version
+    ) -> bool:  # False: a numbered batch was there already, and nothing was written
+        "Add rows in one commit, with the numbers of several writers."
+        return delta.commit(self._place(table), rows, app=app, note=note)
+
+# %% ../../nbs/core/40_lake.ipynb #bdb0bb87
+class _FiledTables(_QueuedTables):
+    "Writing in two steps, for a cluster: many machines write files, one commits them."
+
+    def write_file(
+        self,
+        table: str,  # name of a table with a contract
+        batches: "Iterable[pa.RecordBatch]",  # in the columns of `arrow_schema(table)`; rows are not checked
+    ) -> delta.File:
+        "Write rows that nobody sees before `add_files`."
+        return delta.write_file(self._place(table), arrow_schema(table), batches)
+
+    def add_files(self, table: str, files: Iterable[delta.File], app: Mapping[str, int], note: Mapping[str, str] | None = None) -> bool:
+        "As `add`, for files from `write_file`."
+        return delta.commit_files(self._place(table), arrow_schema(table), files, app=app, note=note)
+
 # %% ../../nbs/core/40_lake.ipynb #339775dd
 def _in_pandas(data: "pa.Table", table: str) -> pd.DataFrame:
     "Arrow to pandas, in the types of the contract where there is one."
@@ -179,7 +218,7 @@ def _relation(dataset: "Dataset", columns: list[str] | None, where: str | None, 
     return relation.project(", ".join(quoted)) if quoted else relation
 
 # %% ../../nbs/core/40_lake.ipynb #8d8c4711
-class _ReadableTables(_WritableTables):
+class _ReadableTables(_FiledTables):
     "Reading, now or as of a version or time."
 
     def read(
