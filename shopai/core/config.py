@@ -6,9 +6,12 @@
 __all__ = ['UsageError', 'Settings', 'get_settings']
 
 # %% ../../nbs/core/10_config.ipynb #f2b4bc36
+from functools import cache
 from pathlib import Path
+from typing import Literal
+from zoneinfo import available_timezones
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # %% ../../nbs/core/10_config.ipynb #1c850485
@@ -16,6 +19,10 @@ class UsageError(ValueError):
     "A mistake of the caller's. Its text is one line that names the parameter and the allowed values."
 
 # %% ../../nbs/core/10_config.ipynb #92c32150
+@cache
+def _zones() -> set[str]: return available_timezones()
+
+# %% ../../nbs/core/10_config.ipynb #25dc7a11
 class Settings(BaseSettings):
     "All settings; each field is read from the variable `SHOPAI_<FIELD>`."
     model_config = SettingsConfigDict(env_prefix="SHOPAI_", extra="ignore", frozen=True)
@@ -26,6 +33,17 @@ class Settings(BaseSettings):
     lake_uri: str = Field("", description="folder or s3:// prefix of the lake; default <home>/lake")
     tracking_uri: str = Field("", description="MLflow tracking and registry; default SQLite in <home>")
     model_store: str = Field("", description="folder or s3:// prefix of published models; default <home>/models")
+    bus: str = Field("", description="folder, or kafka://host:port/prefix, of events on their way; default <home>/bus")
+    timezone: str = Field("UTC", description="the shop's time zone, such as Europe/London, for visitors whose own is unknown")
+    geo_database: Path | None = Field(None, description="MaxMind City database (.mmdb) that tells where an address is; without it nobody is located")
+    pseudonym_key: SecretStr | None = Field(None, min_length=16, description="secret with which identifying customer numbers become pseudonyms; never change it")
+    unsaid_consent: Literal["refused", "given"] = Field("refused", description="what it means that an event doesn't speak of consent")
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, zone: str) -> str:
+        if zone not in _zones(): raise ValueError("must be an IANA time zone such as Europe/London")
+        return zone
 
     @property
     def lake_location(self) -> str: return self.lake_uri or str(self.home.absolute() / "lake")
@@ -35,6 +53,9 @@ class Settings(BaseSettings):
 
     @property
     def store_location(self) -> str: return self.model_store or str(self.home.absolute() / "models")
+
+    @property
+    def bus_location(self) -> str: return self.bus or str(self.home.absolute() / "bus")
 
     @property
     def runs_dir(self) -> Path: return self.home.absolute() / "runs"
@@ -50,4 +71,6 @@ def get_settings(
         return Settings(**overrides)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"SHOPAI_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}") from None
+        name = str(first["loc"][0])
+        got = "" if "Secret" in str(Settings.model_fields[name].annotation) else f", got {first['input']!r}"  # nobody shall read a secret in a log
+        raise UsageError(f"SHOPAI_{name.upper()}: {first['msg']}{got}") from None
