@@ -81,8 +81,10 @@ def applied(
     found = {writer: table.transaction_version(writer) for writer in writers}
     return {writer: number for writer, number in found.items() if number is not None}
 
-def _repeated(table: "DeltaTable", app: Mapping[str, int]) -> bool:
-    return any(number >= app[writer] for writer, number in applied(table, app).items())
+def _expected(table: "DeltaTable", app: Mapping[str, int], after: Mapping[str, int] | None) -> bool:
+    "Whether a batch follows on what is there."
+    last = applied(table, app)
+    return all(number < app[writer] for writer, number in last.items()) if after is None else last == {name: after[name] for name in app if name in after}
 
 # %% ../../nbs/core/35_delta.ipynb #66e109a0
 def _properties(app: Mapping[str, int], note: Mapping[str, str] | None) -> "CommitProperties":
@@ -96,13 +98,14 @@ def commit(
     mode: str = "append",  # or "overwrite": the rows are the table's new content
     app: tuple[str, int] | Mapping[str, int] | None = None,  # (writer, batch number ≥ 0, rising), or such a number for each of several writers
     note: Mapping[str, str] | None = None,  # kept with the version; see `commits`
-) -> bool:  # False: a numbered batch was there already, and nothing was written
+    after: Mapping[str, int] | None = None,  # the writers' last numbers, as this process knows them; writers that have none are left out
+) -> bool:  # False: a numbered batch was there already, or the table's numbers are not those of `after`; nothing was written
     "Write rows as one new version of the table, which is made if it is missing."
     from deltalake import write_deltalake
     app = dict([app]) if isinstance(app, tuple) else dict(app or {})
     def write():
         table = _open_or_create(place, rows.schema)
-        if _repeated(table, app): return False
+        if not _expected(table, app, after): return False
         # the table object carries the version that was looked at, so Delta sees a commit of the same writer after it as a conflict
         write_deltalake(table, rows, mode=mode, schema_mode="merge" if mode == "append" else "overwrite", commit_properties=_properties(app, note))
         return True
@@ -171,14 +174,15 @@ def commit_files(
     mode: str = "append",   # or "overwrite": the rows are the table's new content
     app: Mapping[str, int] | None = None,   # as in `commit`
     note: Mapping[str, str] | None = None,  # as in `commit`
-) -> bool:  # False: a numbered batch was there already, and nothing was committed
+    after: Mapping[str, int] | None = None,  # as in `commit`
+) -> bool:  # False: as in `commit`
     "Make files part of the table, all in one new version."
     from deltalake.transaction import AddAction
     app, now = dict(app or {}), round(clock.time() * 1000)
     added = [AddAction(file.name, file.size, {}, now, True, json.dumps({"numRecords": file.rows})) for file in files if file.rows]
     def write():
         table = _open_or_create(place, schema)
-        if _repeated(table, app): return False
+        if not _expected(table, app, after): return False
         table.create_write_transaction(added, mode, schema, commit_properties=_properties(app, note))
         return True
     return retry(write)

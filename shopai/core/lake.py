@@ -105,13 +105,15 @@ class _Quarantine(_Tables):
         rejected: pd.DataFrame,  # the rows as they came, with a further column `reason`
         source: str | None = None,  # where they came from
         app: tuple[str, int] | Mapping[str, int] | None = None,  # as in `append` and `add`
+        after: Mapping[str, int] | None = None,  # as in `add`, with the writers' names as in `app`
     ) -> int:  # rows written
         "Put rejected rows into the quarantine, so that they can be mended and sent again."
         if rejected.empty: return 0
         rows = _to_arrow(_quarantine_rows(_name(table), rejected, source), "quarantine")
         # the batch number counts for each table apart, since one writer may fill several
-        numbers = {f"{writer}/{table}": number for writer, number in ([app] if isinstance(app, tuple) else (app or {}).items())}
-        return rows.num_rows if delta.commit(self._place("quarantine"), rows, app=numbers) else 0
+        named = lambda numbers: {f"{writer}/{table}": number for writer, number in numbers.items()}
+        numbers, before = named(dict([app]) if isinstance(app, tuple) else app or {}), None if after is None else named(after)
+        return rows.num_rows if delta.commit(self._place("quarantine"), rows, app=numbers, after=before) else 0
 
 # %% ../../nbs/core/40_lake.ipynb #42132290
 class _WritableTables(_Quarantine):
@@ -175,9 +177,10 @@ class _QueuedTables(_WritableTables):
         rows: "pa.Table",  # in the columns of `arrow_schema(table)`; they are not checked
         app: Mapping[str, int],  # writer → batch number ≥ 0, rising
         note: Mapping[str, str] | None = None,  # kept with the version
-    ) -> bool:  # False: a numbered batch was there already, and nothing was written
+        after: Mapping[str, int] | None = None,  # the writers' last numbers, as the caller knows them
+    ) -> bool:  # False: a numbered batch was there already, or the table's numbers are not those of `after`; nothing was written
         "Add rows in one commit, with the numbers of several writers."
-        return delta.commit(self._place(table), rows, app=app, note=note)
+        return delta.commit(self._place(table), rows, app=app, note=note, after=after)
 
 # %% ../../nbs/core/40_lake.ipynb #bdb0bb87
 class _FiledTables(_QueuedTables):
@@ -191,9 +194,11 @@ class _FiledTables(_QueuedTables):
         "Write rows that nobody sees before `add_files`."
         return delta.write_file(self._place(table), arrow_schema(table), batches)
 
-    def add_files(self, table: str, files: Iterable[delta.File], app: Mapping[str, int], note: Mapping[str, str] | None = None) -> bool:
+    def add_files(
+        self, table: str, files: Iterable[delta.File], app: Mapping[str, int], note: Mapping[str, str] | None = None, after: Mapping[str, int] | None = None,
+    ) -> bool:
         "As `add`, for files from `write_file`."
-        return delta.commit_files(self._place(table), arrow_schema(table), files, app=app, note=note)
+        return delta.commit_files(self._place(table), arrow_schema(table), files, app=app, note=note, after=after)
 
 # %% ../../nbs/core/40_lake.ipynb #339775dd
 def _in_pandas(data: "pa.Table", table: str) -> pd.DataFrame:
