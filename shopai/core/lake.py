@@ -96,6 +96,11 @@ def _to_arrow(df: pd.DataFrame, table: str) -> "pa.Table":
     return pa.Table.from_pandas(df, schema=arrow_schema(table) if table in TABLES else None, preserve_index=False).replace_schema_metadata(None)
 
 # %% ../../nbs/core/40_lake.ipynb #3a84a11a
+def _named(table: str, app: tuple[str, int] | Mapping[str, int] | None) -> dict[str, int]:
+    "The writers' numbers for the quarantine: they count for each table apart, since one writer may fill several."
+    return {f"{writer}/{table}": number for writer, number in (dict([app]) if isinstance(app, tuple) else app or {}).items()}
+
+# %% ../../nbs/core/40_lake.ipynb #a3f533ff
 class _Quarantine(_Tables):
     "Where rejected rows go."
 
@@ -110,10 +115,8 @@ class _Quarantine(_Tables):
         "Put rejected rows into the quarantine, so that they can be mended and sent again."
         if rejected.empty: return 0
         rows = _to_arrow(_quarantine_rows(_name(table), rejected, source), "quarantine")
-        # the batch number counts for each table apart, since one writer may fill several
-        named = lambda numbers: {f"{writer}/{table}": number for writer, number in numbers.items()}
-        numbers, before = named(dict([app]) if isinstance(app, tuple) else app or {}), None if after is None else named(after)
-        return rows.num_rows if delta.commit(self._place("quarantine"), rows, app=numbers, after=before) else 0
+        new = delta.commit(self._place("quarantine"), rows, app=_named(table, app), after=None if after is None else _named(table, after))
+        return rows.num_rows if new else 0
 
 # %% ../../nbs/core/40_lake.ipynb #42132290
 class _WritableTables(_Quarantine):
