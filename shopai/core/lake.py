@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/core/40_lake.ipynb #a9620f34
 _NAME = re.compile("[a-z][a-z0-9_]*")
 
+# %% ../../nbs/core/40_lake.ipynb #0619aad1
 def _name(table: str) -> str:
     "The table's name, if it is one."
     if isinstance(table, str) and _NAME.fullmatch(table): return table
