@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False)
 class SourceTables:
     "What a source makes of an export."
-    events: pd.DataFrame    # by contract: one row a purchase or refund line
+    events: pd.DataFrame    # by contract: one row a purchase or refund line, or a click
     items: pd.DataFrame     # by contract: one row an item of `events`
     users: pd.DataFrame     # by contract: one row a customer of `events`
-    rejected: pd.DataFrame  # the lines that became no event: the columns of the export and `reason`, a key of `REASONS`
+    rejected: pd.DataFrame  # the lines that became no event: the columns of the export and `reason`, a key of `reasons`
     report: dict            # what went where, ready for JSON
+    reasons: dict[str, str] = field(default_factory=lambda: REASONS)  # what each reason means
 
 # %% ../../nbs/data/15_sources.ipynb #b865cf01
 def exact_values(
@@ -104,14 +105,27 @@ class Source:
     licence: str
     url: str
     load: Callable[..., SourceTables] | None = None  # of an export: takes its path, and the options by name
-    write: Callable[..., dict] | None = None  # of a simulation: takes the lake, `images`, `progress` and the options by name; returns a report
+    write: Callable[..., dict] | None = None  # of what is larger than the memory: takes the lake, `path` or `images`, `progress` and the options by name; returns a report
     options: dict[str, Option] = field(default_factory=dict)
 
 # %% ../../nbs/data/15_sources.ipynb #7d92ddb9
 def _synthetic(lake: "Lake", **asked: Any) -> dict:
-    from shopai.data.shop_lake import build_shop  # here, since an export needs no simulator
+    from shopai.data.shop_lake import build_shop
     return build_shop(lake, **asked)
 
+def _load_clicks(format: str) -> Callable[..., SourceTables]:
+    def load(path: str | Path) -> SourceTables:
+        from shopai.data.clickstreams import FORMATS, load_clicks
+        return load_clicks(FORMATS[format], path)
+    return load
+
+def _write_clicks(format: str) -> Callable[..., dict]:
+    def write(lake: "Lake", **asked: Any) -> dict:
+        from shopai.data.clickstreams import FORMATS, write_clicks
+        return write_clicks(FORMATS[format], lake, **asked)
+    return write
+
+# %% ../../nbs/data/15_sources.ipynb #72311516
 SOURCES: dict[str, Source] = {source.name: source for source in (
     Source("synthetic", "A simulated gift-ware shop", "Apache-2.0", "", write=_synthetic, options={
         "customers": Option(5_000, 1, 100_000, "customers with a name"),
@@ -120,6 +134,10 @@ SOURCES: dict[str, Source] = {source.name: source for source in (
         "seed": Option(0, 0, 2**32 - 1, "same seed, same shop")}),
     Source("online-retail", "Online Retail: invoices of a British gift-ware wholesaler, 2010-12 to 2011-12 (the second edition from 2009-12)",
            "CC BY 4.0", "https://archive.ics.uci.edu/dataset/352/online+retail", online_retail),
+    Source("rees46", "REES46: views, carts and purchases of a shop for electronics and more, 2019-10 to 2020-04", "free with attribution, as commonly stated",
+           "https://rees46.com/en/datasets", _load_clicks("rees46"), _write_clicks("rees46")),
+    Source("retailrocket", "RetailRocket: views, carts and transactions of 4.5 months, without prices", "CC BY-NC-SA 4.0, as commonly stated",
+           "https://www.kaggle.com/datasets/retailrocket/ecommerce-dataset", _load_clicks("retailrocket"), _write_clicks("retailrocket")),
 )}
 
 # %% ../../nbs/data/15_sources.ipynb #6715a07b
@@ -158,7 +176,7 @@ def write_source(
     "Replace events, items and users by those of the source; put the refused lines into quarantine."
     written = {name: lake.replace(name, getattr(tables, name)) for name in ("items", "users", "events")}
     clear_quarantine(lake)
-    in_words = [f"{reason}: {REASONS[reason]}" for reason in tables.rejected["reason"]]
+    in_words = [f"{reason}: {tables.reasons[reason]}" for reason in tables.rejected["reason"]]
     lake.quarantine("events", tables.rejected.assign(reason=in_words), source=tables.report["source"])
     counts = {name: {"rows": done.accepted, "rejected": done.rejected} for name, done in written.items()}
     kept = [name for name in lake.tables() if name in TABLES and name not in (*written, "quarantine")]
@@ -175,5 +193,6 @@ def build_source(
 ) -> dict:  # the source's report, ready for JSON
     "Fill the lake from a source. Raises `UsageError` as `load_source` does."
     source, values = _asked(name, path, options)
-    if source.load: return write_source(source.load(path, **values), lake)
-    return source.write(lake, images=images, progress=progress or (lambda *_: None), **values)
+    if not source.write: return write_source(source.load(path, **values), lake)
+    given = {"path": path} if source.load else {"images": images}
+    return source.write(lake, progress=progress or (lambda *_: None), **given, **values)
