@@ -35,6 +35,7 @@ ALLOWED_AT_TOP = {
     ("shopai.recommend.network", "torch"): "the network, imported by who trains it",
     ("shopai.recommend.training", "torch"): "trains the network",
     ("shopai.recommend.transformer", "torch"): "trains the network; what it saves is served by recommend.onnx",
+    ("shopai.events.spark_bus", "pyspark"): "a data source of Spark, imported by who runs Spark",
     ("shopai.data.*", "pandas"): "works on data frames; data.histories, which serving needs, doesn't use it",
 }
 
