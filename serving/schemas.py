@@ -1,11 +1,12 @@
 "What goes over the wire. The rules stand here once: pydantic enforces them, and the API's documentation and its problem documents quote them."
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_K, MAX_ITEMS, MAX_EXCLUDE, MAX_TEXT = 100, 200, 1000, 128
 MAX_BODY = 2_000_000  # bytes; the longest legal request, all of it escaped, stays below
+MAX_EVENTS = 500
 
 A_TEXT = f"a text of 1 to {MAX_TEXT} characters"
 RULES = {
@@ -14,6 +15,7 @@ RULES = {
     "k": f"a whole number from 1 to {MAX_K}",
     "exclude": f"a list of at most {MAX_EXCLUDE} item ids, each {A_TEXT}",
 }
+EVENTS = f"a list of 1 to {MAX_EVENTS} events"
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 
@@ -81,6 +83,40 @@ class SimilarItems(BaseModel):
     model_version: str
     item_id: str
     items: list[Item] = Field(description="Best first; fewer than `k` when no more are alike.")
+
+
+class EventsRequest(BaseModel):
+    "What a shop's pages or servers send. It documents the form; the events are read one by one (`shopai.events.wire`), so that a wrong one harms no other."
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_EVENTS, description=f"What happened, in any order: {EVENTS}, each a JSON object.")
+    sent_at: str | None = Field(None, description="The sender's clock when it sent, with its offset. If it is off by more than a minute, the events' times are "
+                                "corrected by the difference.")
+
+
+class AcceptedEvent(BaseModel):
+    "An event that is safe on disk."
+
+    status: Literal["accepted"]
+    event_id: str = Field(description="The event's own, or the one it was given.")
+    notes: list[str] | None = Field(None, description="What was changed or dropped on the way in; missing when nothing was.")
+
+
+class RefusedEvent(BaseModel):
+    "An event that was not taken."
+
+    status: Literal["refused"]
+    reason: str = Field(description="One line: the field, the rule, and what came.")
+
+
+class EventsAccepted(BaseModel):
+    "The answer to events of which at least one was taken."
+
+    request_id: str
+    accepted: int
+    refused: int
+    events: list[AcceptedEvent | RefusedEvent] = Field(description="A verdict for each event, in the order sent.")
 
 
 class ServedModel(BaseModel):

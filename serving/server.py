@@ -5,7 +5,7 @@ import os
 import socket
 
 from serving.logs import UVICORN, configure, event
-from shopai.core.config import UsageError
+from shopai.core.config import UsageError, get_settings
 
 APP = "serving.app:create_app"
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -36,11 +36,13 @@ def serve(host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
 
     from serving.config import get_serve_settings
     from shopai.core.artifacts import ModelStore
+    from shopai.events.bus import open_bus
 
     configure(get_serve_settings().log_level)
     _check_free(host, port)
     ModelStore.from_settings()  # a wrong address is the caller's mistake: said here in one line, not by each worker in a traceback
+    open_bus(get_settings().bus_location).close()
     if not _is_loopback(host):
         event("warning", "the API has no access control yet and listens beyond this machine; put a gateway in front of it", host=host)
     uvicorn.run(APP, factory=True, host=host, port=port, workers=workers, access_log=False, log_config=UVICORN, log_level="warning",
-                server_header=False, timeout_graceful_shutdown=10)
+                server_header=False, proxy_headers=False, timeout_graceful_shutdown=10)  # whom to believe about X-Forwarded-For is for our own setting to say
