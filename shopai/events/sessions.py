@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import narwhals as nw
 from narwhals.typing import IntoFrameT
 
-from .duplicates import by_arrival, opens_event
+from .duplicates import as_given, by_arrival, opens_event
 
 # %% ../../nbs/events/35_sessions.ipynb #55092f32
 SECOND = 1_000_000  # µs; all times below are whole µs since 1970, which every engine computes alike
@@ -128,9 +128,8 @@ _MARGIN = 3600 * SECOND
 
 def _remember(frame, sessions):
     "The memory after the batch."
-    ends = _ends(frame)
-    others = sessions.select("visitor", "session_id", *_STATE).join(ends.select("visitor"), on="visitor", how="anti")
-    both = nw.concat([others, ends])
+    both = ends = _ends(frame)
+    if sessions is not None: both = nw.concat([sessions.select("visitor", "session_id", *_STATE).join(ends.select("visitor"), on="visitor", how="anti"), ends])
     return both.filter(nw.col("seen") >= nw.col("seen").max() - (SILENCE + _MARGIN))
 
 # %% ../../nbs/events/35_sessions.ipynb #af9eac30
@@ -141,7 +140,7 @@ def with_sessions(
     "Tell to which session rows belong. The rules are those above; sessions come as `visitor, session_id, start, last, events, seen` (times in µs)."
     frame = _times(nw.from_native(rows))
     names = [name for name in frame.collect_schema().names() if not name.startswith("_")]
-    sessions = _no_sessions(frame) if sessions is None else nw.from_native(sessions)
-    frame = _arrival(_counts(_beginnings(_spells(_recall(frame, sessions)))))
+    known = None if sessions is None else nw.from_native(sessions)
+    frame = _arrival(_counts(_beginnings(_spells(_recall(frame, _no_sessions(frame) if known is None else known)))))
     told = _session_columns(frame).select(*names, *(name for name in ("session_events", "session_seconds", "arrival") if name not in names))
-    return told.to_native(), _remember(frame, sessions).to_native()
+    return as_given(rows, told), as_given(rows, _remember(frame, known))
