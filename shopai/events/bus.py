@@ -151,7 +151,7 @@ class _Guarded:
             yield self._connection
         except (sqlite3.Error, OSError) as error:
             self._forget()
-            raise BusUnavailable(f"{self.name}: {str(error).splitlines()[0]} ({self.path})") from None
+            raise BusUnavailable(f"{self.name}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]} ({self.path})") from None
         finally:
             self._lock.release()
 
