@@ -74,6 +74,6 @@ def to_pandas(frame: Any, sort_by: str | list[str] | None = None) -> pd.DataFram
     Text, whole numbers and flags keep their missing values as such; times are microseconds UTC. `sort_by` gives the rows an order."""
     import narwhals as nw
     frame = nw.from_native(frame)
-    table = frame.collect("pyarrow").to_native() if isinstance(frame, nw.LazyFrame) else frame.to_arrow()
+    table = frame.collect("pyarrow").to_native() if isinstance(frame, nw.LazyFrame) else frame.to_arrow().select(frame.columns)  # without an index
     df = plain(table).to_pandas(types_mapper={pa.string(): pd.StringDtype("python"), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get)
     return df if sort_by is None else df.sort_values(sort_by, ignore_index=True)

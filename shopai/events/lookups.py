@@ -63,7 +63,7 @@ def _in_memory(
 ) -> nw.DataFrame:  # the same rows in the same order
     "Look up by numbers."
     import pyarrow as pa
-    code, values = _distinct(frame.select(columns).to_arrow())
+    code, values = _distinct(frame.select(columns).to_arrow().select(columns))  # without the index that pandas adds
     found = _ask(function, values, names).take(code)
     if frame.implementation.is_pandas():  # in the contract's types
         types = {pa.string(): "text", pa.int64(): "whole", pa.bool_(): "flag"}
@@ -101,8 +101,7 @@ def _beside(
     native, engine = frame.to_native(), frame.implementation
     if engine.is_duckdb(): return nw.from_native(native.query("_", "SELECT * FROM answers"))  # DuckDB finds the Arrow table by the variable's name
     if engine.is_pyspark() or engine.is_pyspark_connect(): return nw.from_native(native.sparkSession.createDataFrame(answers))
-    if engine.is_polars(): return nw.from_arrow(answers, backend="polars").lazy()
-    raise UsageError(f"look_up works on pandas, PyArrow, Polars, DuckDB and PySpark frames, not on {engine.value}")
+    raise UsageError(f"look_up works on pandas, PyArrow, DuckDB and PySpark frames, not on {engine.value}")
 
 # %% ../../nbs/events/30_lookups.ipynb #13dd6c5c
 def _by_join(
@@ -120,7 +119,7 @@ def _by_join(
 
 # %% ../../nbs/events/30_lookups.ipynb #952c6337
 def look_up(
-    frame: IntoFrameT,        # rows: pandas, PyArrow, Polars, a DuckDB relation, PySpark, or any of them in Narwhals
+    frame: IntoFrameT,        # rows: pandas, PyArrow, a DuckDB relation, PySpark, or any of them in Narwhals
     columns: Sequence[str],   # whose distinct values are looked up: text, whole numbers, flags or times
     function: Answers,        # gets all distinct values as a list of tuples, None where missing; gives a tuple of new values for each
     names: Mapping[str, str],  # new column → text, whole, number or flag; a column that is there already is replaced
