@@ -37,6 +37,7 @@ ALLOWED_AT_TOP = {
     ("shopai.recommend.transformer", "torch"): "trains the network; what it saves is served by recommend.onnx",
     ("shopai.events.spark_bus", "pyspark"): "a data source of Spark, imported by who runs Spark",
     ("shopai.data.*", "pandas"): "works on data frames; data.histories, which serving needs, doesn't use it",
+    ("shopai.events.decode", "pyarrow"): "turns bytes into Arrow tables; the API reads events with events.wire",
 }
 
 

@@ -294,9 +294,6 @@ def _name_nobody(event: WireEvent, key: bytes | None) -> None:
     for name in _MACHINES:
         if texts[name]: texts[name] = machine_text(texts[name])
     for item in event.items: item.item_id = machine_text(item.item_id)
-    if identifying(event.event_id):
-        texts["event_id"] = pseudonym(event.event_id, key) if key else str(uuid4())
-        if not key: event.notes.append(f"event_id was replaced, so that a repetition won't be noticed: {_NO_KEY}")
 
 # %% ../../nbs/events/15_wire.ipynb #2dfdf202
 def _address(ip: str | None, notes: list[str]) -> str | None:
@@ -307,11 +304,14 @@ def _address(ip: str | None, notes: list[str]) -> str | None:
         return None
 
 # %% ../../nbs/events/15_wire.ipynb #e2107cd0
-def _complete(event: WireEvent, door: "Door") -> None:
+def _complete(event: WireEvent, door: "Door", spare_id: str) -> None:
     texts = event.__dict__
     for name, value in texts.items():
         if value == "": texts[name] = None
-    texts["event_id"] = texts["event_id"] or str(uuid4())
+    if identifying(texts["event_id"] or spare_id):
+        texts["event_id"] = pseudonym(texts["event_id"], door.key) if door.key else None
+        if not door.key: event.notes.append(f"event_id was replaced, so that a repetition won't be noticed: {_NO_KEY}")
+    texts["event_id"] = texts["event_id"] or spare_id
     texts["ip"] = _address(texts["ip"] or door.ip, event.notes)
     texts["user_agent"] = texts["user_agent"] or (door.user_agent or "")[:512] or None
 
@@ -344,6 +344,7 @@ def read_event(
     raw: dict,              # an event as it was sent, in any of the three spellings
     received_at: datetime,  # when it came in, by our clock
     door: Door,
+    spare_id: str | None = None,  # the id of an event that has none; default a random UUID
 ) -> WireEvent:
     "The event in canonical form. Raises `Refused` with the field, the rule and what came."
     if not isinstance(raw, dict): raise Refused(f"event: must be an object, got {_shown(raw)}")
@@ -356,6 +357,6 @@ def read_event(
         if name in found: found[name] = _plain(found[name])
     try: event = WireEvent.model_validate({"event_id": "", **found, "received_at": received_at, "notes": notes})
     except ValidationError as error: raise _refusal(error) from None
-    _complete(event, door)
+    _complete(event, door, spare_id or str(uuid4()))
     _name_nobody(event, door.key)
     return event
