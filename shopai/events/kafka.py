@@ -75,7 +75,7 @@ def client_settings(
     "librdkafka's settings. Raises `UsageError` for a variable that would weaken the queue."
     own = {name.removeprefix(_PREFIX).lower().replace("_", "."): value for name, value in environment.items() if name.startswith(_PREFIX)}
     fixed = {name for settings in _FIXED.values() for name in settings} | {"bootstrap.servers"}
-    for name in sorted(fixed & own.keys()): raise UsageError(f"{_PREFIX}{name.upper().replace('.', '_')}: can't be set, since no event may be lost")
+    for name in sorted(fixed & own.keys()): raise UsageError(f"{_PREFIX}{name.upper().replace('.', '_')}: can't be set: it is chosen so that no event is lost, and the servers stand in SHOPAI_BUS")
     return _EVERYONE | _DEFAULT[role] | own | _FIXED[role]
 
 # %% ../../nbs/events/22_kafka.ipynb #833264eb
@@ -249,17 +249,20 @@ class KafkaBus:
         until = time.monotonic() + timeout
         with self._ready(until):
             with self._lock: producer = self._producer = self._producer or self._clients.make("producer")
-            reports = _deliver(producer, self.topic, records, until)
+            try: reports = _deliver(producer, self.topic, records, until)
+            except BaseException:
+                self._forget(producer)
+                raise
         if unsafe := len(records) - reports.count(None):
-            self._give_up(producer)
+            self._forget(producer)
+            producer.purge()  # what waits to be sent: its sender is told
             reason = next((error.str() for error in reports if error), self._clients.complaint)
             raise BusUnavailable(f"{self.name}: {self.address.servers} did not confirm {unsafe} of {len(records)} records within {timeout:g} s" + f": {reason}" * bool(reason))
 
-    def _give_up(self, producer: "Producer") -> None:
-        "Forget what waits to be sent; its sender was told. The next send begins with a new producer, whose numbers have no gaps."
+    def _forget(self, producer: "Producer") -> None:
+        "After a failure the next send begins with a new producer, whose numbers have no gaps."
         with self._lock:
             if self._producer is producer: self._producer = None
-        producer.purge()
 
     def _reader(self) -> _Reader:
         self._consumer = self._consumer or _Reader(self._clients, self.topic)
@@ -295,10 +298,7 @@ class KafkaBus:
         partitions = self.partitions()
         with self._ready(time.monotonic() + 10): return {partition: self._reader().range(partition) for partition in partitions}
 
-    def trim(
-        self,
-        positions: Mapping[int, int],  # partition → offset
-    ) -> int:  # 0
+    def trim(self, positions: Mapping[int, int]) -> int:
         "Do nothing: how long records are kept is the topic's setting (`retention.ms`)."
         return 0
 
