@@ -9,7 +9,7 @@ __all__ = ['MOST', 'MINUTE', 'with_reason', 'with_rates']
 import narwhals as nw
 from narwhals.typing import IntoFrameT
 
-from .duplicates import as_given, by_arrival, opens_event
+from .duplicates import arranged, as_given, by_arrival, opens_event
 from .sessions import NEVER, SECOND, plain, with_micros
 
 # %% ../../nbs/events/37_rates.ipynb #85802c41
@@ -26,7 +26,7 @@ def _minutes(frame):
 def _counted(frame, rates):
     "`_events`: of the client in this minute, up to this row."
     frame = frame.join(rates.select(nw.col("client").alias("_caller"), nw.col("minute").alias("_minute"), nw.col("events").alias("_events0")), on=["_caller", "_minute"], how="left")
-    so_far = by_arrival(nw.col("_opens").cum_sum(), "_caller", "_minute").cast(nw.Int64)
+    so_far = by_arrival(frame, nw.col("_opens").cum_sum(), "_caller", "_minute").cast(nw.Int64)
     return frame.with_columns(_events=so_far).with_columns(_events=nw.col("_events") + nw.col("_events0").fill_null(0).cast(nw.Int64))
 
 # %% ../../nbs/events/37_rates.ipynb #fad3e45e
@@ -54,9 +54,9 @@ def with_rates(
     rows: IntoFrameT,  # without duplicates: `client, event_id, event_time, received_at, bot_reason`, and the order of arrival
     rates: IntoFrameT | None = None,  # what earlier batches left, on the same engine; None: nothing
     most: int = MOST,  # events of a client in a minute
-) -> tuple[IntoFrameT, IntoFrameT]:  # the rows with `bot_reason`; what the next batch must know: `client, minute` (since 1970), `events`
+) -> tuple[IntoFrameT, IntoFrameT]:  # the rows, arranged, with `bot_reason`; what the next batch must know: `client, minute` (since 1970), `events`
     "Label what comes faster than a person."
-    frame = nw.from_native(rows)
+    frame = arranged(nw.from_native(rows))
     names, known = frame.collect_schema().names(), None if rates is None else nw.from_native(rates)
     frame = _minutes(frame)
     nothing = frame.select(client="_caller", minute="_minute", events="_opens").head(0)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import narwhals as nw
 from narwhals.typing import IntoFrameT
 
-from .duplicates import as_given, by_arrival, opens_event
+from .duplicates import arranged, as_given, by_arrival, opens_event
 
 # %% ../../nbs/events/35_sessions.ipynb #55092f32
 SECOND = 1_000_000  # µs; all times below are whole µs since 1970, which every engine computes alike
@@ -51,7 +51,7 @@ _STATE = ("start", "last", "events", "seen")
 
 def _no_sessions(frame):
     "The memory before the first batch."
-    return frame.select("visitor", "session_id", start="_at", last="_at", events="_opens", seen="_clock").head(0)
+    return frame.select("visitor", start="_at", last="_at", events="_opens", seen="_clock").head(0)
 
 def _recall(frame, sessions):
     "The frame with what is known of each row's visitor: `_start0`, `_last0`, `_seen0` (`NEVER` for a new one), `_events0` (0)."
@@ -61,15 +61,15 @@ def _recall(frame, sessions):
     return plain(frame, [f"_{name}0" for name in _STATE])
 
 # %% ../../nbs/events/35_sessions.ipynb #4438119c
-def _before(column: str, *groups: str) -> nw.Expr:
+def _before(frame, column: str, *groups: str) -> nw.Expr:
     "The value in the row that arrived before; `NEVER` in the first."
-    return by_arrival(nw.col(column).shift(1), *groups).fill_null(NEVER).cast(nw.Int64)
+    return by_arrival(frame, nw.col(column).shift(1), *groups).fill_null(NEVER).cast(nw.Int64)
 
 def _spells(frame):
-    frame = frame.with_columns(_seen=nw.max_horizontal(by_arrival(nw.col("_clock").cum_max(), "_who"), "_seen0"))
-    frame = frame.with_columns(_seen_before=nw.max_horizontal(_before("_seen", "_who"), "_seen0"))
+    frame = frame.with_columns(_seen=nw.max_horizontal(by_arrival(frame, nw.col("_clock").cum_max(), "_who"), "_seen0"))
+    frame = frame.with_columns(_seen_before=nw.max_horizontal(_before(frame, "_seen", "_who"), "_seen0"))
     silent = (nw.col("_seen_before") > NEVER) & (nw.col("_clock") - nw.col("_seen_before") > SILENCE)
-    frame = frame.with_columns(_silent=silent.cast(nw.Int64)).with_columns(_spell=by_arrival(nw.col("_silent").cum_sum(), "_who").cast(nw.Int64))
+    frame = frame.with_columns(_silent=silent.cast(nw.Int64)).with_columns(_spell=by_arrival(frame, nw.col("_silent").cum_sum(), "_who").cast(nw.Int64))
     forget = lambda name, value: nw.when(nw.col("_spell") == 0).then(nw.col(name)).otherwise(nw.lit(value)).cast(nw.Int64).alias(name)
     return frame.with_columns(forget("_start0", NEVER), forget("_last0", NEVER), forget("_events0", 0))
 
@@ -78,21 +78,21 @@ _SPELL = ("_who", "_spell")
 
 def _beginnings(frame):
     "`_high`: the newest time so far, `_high_before`: without this row; `_new`: a session begins; `_start`: when the open one began; `_joins`: the row belongs to it."
-    frame = frame.with_columns(_high=nw.max_horizontal(by_arrival(nw.col("_at").cum_max(), *_SPELL), "_last0"))
-    frame = frame.with_columns(_high_before=nw.max_horizontal(_before("_high", *_SPELL), "_last0"))
+    frame = frame.with_columns(_high=nw.max_horizontal(by_arrival(frame, nw.col("_at").cum_max(), *_SPELL), "_last0"))
+    frame = frame.with_columns(_high_before=nw.max_horizontal(_before(frame, "_high", *_SPELL), "_last0"))
     first = nw.col("_high_before") == NEVER
     frame = frame.with_columns(_new=first | (~nw.col("_given") & (nw.col("_at") > nw.col("_high_before") + GAP)))
     frame = frame.with_columns(_begins=nw.when(nw.col("_new")).then(nw.col("_at")).otherwise(nw.col("_start0")))
-    frame = frame.with_columns(_start=by_arrival(nw.col("_begins").cum_max(), *_SPELL))
+    frame = frame.with_columns(_start=by_arrival(frame, nw.col("_begins").cum_max(), *_SPELL))
     return frame.with_columns(_joins=nw.col("_given") | (nw.col("_at") >= nw.col("_start") - GAP))
 
 # %% ../../nbs/events/35_sessions.ipynb #4b3c1e1a
 def _counts(frame):
     "`_count`: events so far; `_base`: those before the open session."
     frame = frame.with_columns(_counted=nw.when(nw.col("_joins")).then(nw.col("_opens")).otherwise(nw.lit(0)))
-    frame = frame.with_columns(_count=by_arrival(nw.col("_counted").cum_sum(), *_SPELL).cast(nw.Int64))
+    frame = frame.with_columns(_count=by_arrival(frame, nw.col("_counted").cum_sum(), *_SPELL).cast(nw.Int64))
     base = nw.when(nw.col("_new")).then(nw.col("_count") - 1).otherwise(-nw.col("_events0"))
-    return frame.with_columns(_base=base).with_columns(_base=by_arrival(nw.col("_base").cum_max(), *_SPELL))
+    return frame.with_columns(_base=base).with_columns(_base=by_arrival(frame, nw.col("_base").cum_max(), *_SPELL))
 
 # %% ../../nbs/events/35_sessions.ipynb #a4d6faf4
 def _session_columns(frame):
@@ -117,11 +117,8 @@ def _ends(frame):
     "Where each visitor of the batch stands."
     frame = frame.filter(~nw.col("visitor").is_null()).with_columns(_newest=nw.col("_spell").max().over("_who"))
     ends = frame.filter(nw.col("_spell") == nw.col("_newest")).group_by("visitor").agg(
-        nw.col("session_id").max(), nw.col("_given").max(), nw.col("_start").max().alias("start"), nw.col("_high").max().alias("last"),
-        nw.col("_count").max(), nw.col("_base").max(), nw.col("_seen").max().alias("seen"))
-    named = nw.concat_str(["visitor", nw.col("start").cast(nw.String)], separator="-")
-    ends = ends.with_columns(session_id=nw.when(nw.col("_given")).then(nw.col("session_id")).otherwise(named), events=nw.col("_count") - nw.col("_base"))
-    return ends.select("visitor", "session_id", *_STATE)
+        nw.col("_start").max().alias("start"), nw.col("_high").max().alias("last"), nw.col("_seen").max().alias("seen"), nw.col("_count").max(), nw.col("_base").max())
+    return ends.with_columns(events=nw.col("_count") - nw.col("_base")).select("visitor", *_STATE)
 
 # %% ../../nbs/events/35_sessions.ipynb #70985b45
 _MARGIN = 3600 * SECOND
@@ -129,16 +126,16 @@ _MARGIN = 3600 * SECOND
 def _remember(frame, sessions):
     "The memory after the batch."
     both = ends = _ends(frame)
-    if sessions is not None: both = nw.concat([sessions.select("visitor", "session_id", *_STATE).join(ends.select("visitor"), on="visitor", how="anti"), ends])
+    if sessions is not None: both = nw.concat([sessions.select("visitor", *_STATE).join(ends.select("visitor"), on="visitor", how="anti"), ends])
     return both.filter(nw.col("seen") >= nw.col("seen").max() - (SILENCE + _MARGIN))
 
 # %% ../../nbs/events/35_sessions.ipynb #af9eac30
 def with_sessions(
     rows: IntoFrameT,  # without duplicates: `visitor, session_id, event_id, event_time, received_at`, and the order of arrival
     sessions: IntoFrameT | None = None,  # what earlier batches left, on the same engine; None: nothing
-) -> tuple[IntoFrameT, IntoFrameT]:  # the rows with `session_id, session_events, session_seconds, arrival`; what the next batch must know
-    "Tell to which session rows belong. The rules are those above; sessions come as `visitor, session_id, start, last, events, seen` (times in µs)."
-    frame = _times(nw.from_native(rows))
+) -> tuple[IntoFrameT, IntoFrameT]:  # the rows, arranged, with `session_id, session_events, session_seconds, arrival`; what the next batch must know
+    "Tell to which session rows belong. The rules are those above; sessions come as `visitor, start, last, events, seen` (times in µs)."
+    frame = _times(arranged(nw.from_native(rows)))
     names = [name for name in frame.collect_schema().names() if not name.startswith("_")]
     known = None if sessions is None else nw.from_native(sessions)
     frame = _arrival(_counts(_beginnings(_spells(_recall(frame, _no_sessions(frame) if known is None else known)))))
