@@ -17,6 +17,7 @@ from pandas.testing import assert_frame_equal
 from shopai.core.config import UsageError
 from shopai.events.clock import with_local_time
 from shopai.events.lookups import Place, built, device_of, locate, look_up, open_geo_database, with_device, with_location
+from shopai.events.terms import SearchCategories, tokens, with_search_category
 
 WORDS = [None, "", " ", "mug", "Mug", "mug ", "ö", "null", "None", "0"]
 NAMES = {"shown": "text", "size": "whole", "share": "number", "odd": "flag"}
@@ -278,3 +279,48 @@ def test_all_clocks_are_set_by_quarters_of_an_hour():
     for name in available_timezones():
         zone = ZoneInfo(name)
         assert {(start + dt.timedelta(days=day)).astimezone(zone).utcoffset() % dt.timedelta(minutes=15) for day in days} == {dt.timedelta()}, name
+
+
+# What a search is after
+
+ITEMS = pd.DataFrame({"title": ["Red mug", "Blue tea mug", "Cup, tea", "Tea towel", None, "Café clock", "Orphan"],
+                      "category": ["Mugs", "Mugs", "Mugs", "Towels", "Towels", "Clocks", None]})
+TERMS = ["mug", "MUGS!", "tea towels", "spoon", "orphan", "", None, "cafe", "mug " * 500]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_terms_point_to_categories(name: str):
+    categories = SearchCategories.from_items(to_backend(ITEMS, name))
+    rows = pd.DataFrame({"row": range(len(TERMS)), "search_term": TERMS})
+    got = to_pandas(with_search_category(to_backend(rows, name), categories), "row")
+    assert [None if pd.isna(value) else value for value in got.search_category] == [
+        "Mugs", "Mugs", "Towels", None, None, None, None, "Clocks", "Mugs"]
+    assert to_pandas(with_search_category(to_backend(rows, name), None)).search_category.isna().all()
+
+
+TEXT = st.text(st.characters(codec="utf-8"))
+
+@settings(max_examples=200, deadline=None)
+@given(term=TEXT, title=TEXT, other=TEXT)
+def test_any_text_is_a_term_and_a_title(term: str, title: str, other: str):
+    categories = SearchCategories.from_items(pa.table({"title": [title, other, other, None], "category": ["a", "b", title, other]}))
+    chance = categories.probabilities(term)
+    assert chance is None or (np.isfinite(chance).all() and chance.sum() == pytest.approx(1))
+    assert (chance is None) == (not set(tokens(term)) & set(categories.gain))
+    assert len(set(tokens(term))) == len(tokens(term))
+
+
+def test_naive_bayes_by_the_book():
+    "The same probabilities as scikit-learn's multinomial naive Bayes with the same smoothing."
+    sklearn = pytest.importorskip("sklearn.naive_bayes")
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(30)]
+    titles = [" ".join(rng.choice(words, 4, replace=False)) for _ in range(200)]
+    labels = [f"c{i}" for i in rng.integers(0, 7, 200)]
+    learnt = SearchCategories.from_items(pd.DataFrame({"title": titles, "category": labels}))
+    vocabulary = sorted(learnt.gain)
+    def bags(texts: list[str]) -> np.ndarray: return np.array([[word in tokens(text) for word in vocabulary] for text in texts], int)
+    model = sklearn.MultinomialNB(alpha=1 / 7).fit(bags([f"{title} {label}" for title, label in zip(titles, labels, strict=True)]), labels)
+    terms = [" ".join(rng.choice(words, rng.integers(1, 4), replace=False)) for _ in range(50)]
+    assert list(model.classes_) == learnt.names
+    np.testing.assert_allclose([learnt.probabilities(term) for term in terms], model.predict_proba(bags(terms)), atol=1e-12)
