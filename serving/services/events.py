@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from serving.logs import event
 from serving.models import RETRY_AFTER
@@ -183,10 +184,12 @@ async def events(request: Request) -> JSONResponse:
     """
     app = request.app.state
     check_origin(request, app.serve.allowed_origins)
-    verdicts = await app.intake.take(await request.body(), client_address(request, app.serve.trusted_proxies), request.headers.get("user-agent"))
+    try: body = await request.body()
+    except ClientDisconnect: raise Problem(400, "invalid-json", "the body ended early") from None  # nobody is left to read it; it keeps the log clean
+    verdicts = await app.intake.take(body, client_address(request, app.serve.trusted_proxies), request.headers.get("user-agent"))
     accepted = sum(verdict["status"] == "accepted" for verdict in verdicts)
-    body = {"request_id": request.state.request_id, "accepted": accepted, "refused": len(verdicts) - accepted, "events": verdicts}
-    return JSONResponse(body, 202)
+    told = {"request_id": request.state.request_id, "accepted": accepted, "refused": len(verdicts) - accepted, "events": verdicts}
+    return JSONResponse(told, 202)
 
 
 @router.options("/events", status_code=204, include_in_schema=False)

@@ -7,7 +7,7 @@
 // Do Not Track and Global Privacy Control count as a refusal, whatever is answered. data-endpoint names another address than the one beside the script.
 (() => {
   "use strict";
-  const script = document.currentScript || document.querySelector('script[src*="shopai.js"]');
+  const script = document.currentScript;
   const own = script.dataset.endpoint;
   const endpoint = new URL(own || "events", own ? document.baseURI : script.src).href;
   const GAP = 30 * 60000;                     // a pause this long (ms) ends a session
@@ -63,7 +63,7 @@
     } catch { /* no answer, or none in JSON */ }
     busy = false;
     if (status === 413 && batch.length > 1) { most = batch.length >> 1; back(batch, born); }
-    else if (!status || status === 408 || status === 429 || status >= 500) {
+    else if (!status || status === 429 || status >= 500) {
       back(batch, born);                      // the ids of the events stay, so what was kept after all is recognised
       pause = Math.max(wait, Math.min(2 * pause, SLOWEST)) * (1 + Math.random() / 4);
     } else {
@@ -77,7 +77,7 @@
   const leave = () => {                       // the page may be gone in a moment
     while (consent && queue.length) {
       const born = age, [batch, blob] = take();
-      if (!navigator.sendBeacon || !navigator.sendBeacon(endpoint, blob)) { back(batch, born); return plan(); }
+      if (!navigator.sendBeacon?.(endpoint, blob)) { back(batch, born); return plan(); }
     }
   };
 
