@@ -6,7 +6,6 @@ of rows: sort before you compare. `spark` is a fixture: import it where a test n
 import os
 import shutil
 import sys
-from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -16,9 +15,13 @@ import pytest
 BACKENDS = ("pandas", "duckdb", "pyspark")
 
 
-@cache
+_session = None
+
+
 def spark_session():
-    "A small Spark of this process, the same for all that ask; times are UTC. Skips where there is no Java."
+    "A small Spark of this process, the same for all that ask, anew if somebody stopped it; times are UTC. Skips where there is no Java."
+    global _session
+    if _session is not None and _session.sparkContext._jsc is not None: return _session
     if not (shutil.which("java") or os.environ.get("JAVA_HOME")): pytest.skip("Spark needs Java, which isn't here")
     pyspark = pytest.importorskip("pyspark.sql", reason="pyspark isn't installed")
     os.environ.update(PYSPARK_PYTHON=sys.executable, SPARK_LOCAL_IP="127.0.0.1")
@@ -26,18 +29,16 @@ def spark_session():
     for name, value in {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2", "spark.sql.session.timeZone": "UTC", "spark.driver.memory": "1g",
                         "spark.sql.execution.arrow.pyspark.enabled": "true", "spark.sql.catalogImplementation": "in-memory"}.items():
         builder = builder.config(name, value)
-    session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("ERROR")
-    return session
+    _session = builder.getOrCreate()
+    _session.sparkContext.setLogLevel("ERROR")
+    return _session
 
 
 @pytest.fixture(scope="session")
 def spark():
     "The Spark session; it ends with the tests of this process."
-    session = spark_session()
-    yield session
-    session.stop()
-    spark_session.cache_clear()
+    yield spark_session()
+    _session.stop()
 
 
 def plain(table: pa.Table) -> pa.Table:

@@ -147,6 +147,7 @@ class GeoDatabase(Protocol):
     def get(self, ip: str, /) -> Any: "The record of an address, or None."
 
 # %% ../../nbs/events/30_lookups.ipynb #8bd281e3
+@lru_cache(maxsize=50_000)
 def _address(
     text: str | None,
 ) -> str | None:
