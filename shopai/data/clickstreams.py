@@ -28,8 +28,6 @@ from .records import Spool
 from .sources import Progress, SourceTables, clear_quarantine, exact_values
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from shopai.core.lake import Lake
 
 # %% ../../nbs/data/16_clickstreams.ipynb #f4b4d2b1
@@ -90,7 +88,7 @@ def read_pieces(
     path, rows = _checked_path(path, expected), 0
     try:
         for piece in _READERS[path.suffix.lower()](path, list(columns), chunk, told):
-            if missing := [name for name in columns if name not in piece]: raise UsageError(f"{path.name} lacks the column {', '.join(map(repr, missing))}; {expected}")
+            if lacking := [repr(name) for name in columns if name not in piece]: raise UsageError(f"{path.name} lacks the column {lacking[0]}; {expected}")
             yield piece[list(columns)].set_axis(range(rows, rows + len(piece)))
             rows += len(piece)
     except UsageError: raise
@@ -154,10 +152,14 @@ def row_digests(
     lines: pd.DataFrame,  # columns of `LINE`
 ) -> list[bytes]:  # 12 bytes a line
     "A number for each line, made of its content."
-    missing = pd.Series("", index=lines.index)
-    texts = [lines["time"].astype("int64").astype(str), *(lines[name].map(repr) if name == "price" else missing if lines[name].isna().all() else lines[name].fillna("")
-                                                          for name in LINE[1:])]
-    return [blake2b("\x1f".join(row).encode(), digest_size=12).digest() for row in zip(*texts, strict=True)]
+    def text(name: str) -> pd.Series:
+        if name == "time": return lines[name].astype("int64").astype(str)
+        if lines[name].isna().all(): return pd.Series("", index=lines.index)
+        return lines[name].map(repr, na_action="ignore").fillna("") if name == "price" else lines[name].fillna("")
+
+    texts = [text(name) for name in LINE]
+    rows = zip(*(one.to_numpy(object) for one in texts), strict=True)
+    return [blake2b("\x1f".join(row).encode(), digest_size=12).digest() for row in rows]
 
 # %% ../../nbs/data/16_clickstreams.ipynb #e881a0d8
 class Repeats:
@@ -223,7 +225,7 @@ class Known:
         "Take in what rows say; missing values say nothing."
         self.frames.append(self._first_or_last(pd.DataFrame({"key": keys.array, "value": values.array, "time": times.array}).dropna()))
         self.rows += len(self.frames[-1])
-        if self.rows > 2 * self.settled + CHUNK: self._settle()
+        if self.rows > 2 * self.settled + 50_000: self._settle()  # now and then, so that sorting costs little
 
     def _first_or_last(self, said: pd.DataFrame) -> pd.DataFrame:
         return said.sort_values("time", kind="stable").drop_duplicates("key", keep=self.keep)
