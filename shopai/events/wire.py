@@ -215,7 +215,7 @@ def _gather(raw: dict) -> dict[str, Any]:
 def _event_name(raw: dict, name: Any) -> str:
     if name is None: raise Refused("event_name: must be given (GA4 calls it name, Segment event)")
     if not isinstance(name, str): raise Refused(f"event_name: must be text, got {_shown(name)}")
-    name = scrub(name.strip()[:64])
+    name = scrub(name.strip()[:40])
     if _style(raw) == 1 and identifying(name) and name not in SEGMENT_ALIASES: name = "(not shown)"  # `name` of something that is no event may be a person's
     try: return canonical_event_name(name)
     except UsageError as error: raise Refused(f"event_name: {error}") from None
