@@ -185,7 +185,17 @@ def test_order_partitions_and_positions(bus: Bus):
     assert sorted(again) == sorted(found)
 
 
-def test_a_read_that_goes_on_is_not_placed_again(bus: Bus, monkeypatch: pytest.MonkeyPatch):
+def test_the_end_is_known_without_reading(bus: Bus):
+    "Also on a broker whose own answer lacks the last batch, and to a process that reads nothing."
+    other = open_bus(f"kafka://{bus.address.servers}/{bus.address.prefix}")
+    for count in (1, 2, 500):
+        bus.send([(f"customer-{number}", b"x") for number in range(count)])
+        assert sum(other.ends().values()) == {1: 1, 2: 3, 500: 503}[count]
+    assert sum(other.begins().values()) == 0
+    other.close()
+
+
+def test_a_read_that_goes_on_is_not_placed_again(bus: Bus):
     "Placing throws away what was fetched ahead, so it is done once."
     bus.send([("anna", b"x")] * 1000)
     reader, places = bus._reader(), []
@@ -210,12 +220,13 @@ def test_a_read_that_goes_on_is_not_placed_again(bus: Bus, monkeypatch: pytest.M
 def test_what_was_fetched_is_not_lost_by_an_error(bus: Bus, monkeypatch: pytest.MonkeyPatch):
     "The reader fails after it took records from the client: the next read has them."
     bus.send([("anna", f"{number}".encode()) for number in range(50)])
-    positions, reader = bus.begins(), bus._reader()
+    first, positions = bus.read(bus.begins(), 10, wait=5), bus.begins()
+    positions, reader = positions | {first[0].partition: first[-1].offset + 1}, bus._reader()
     with monkeypatch.context() as patch:
         patch.setattr(reader, "_sort", lambda messages: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): bus.read(positions, 10, wait=5)
-    found, _ = drain(bus, positions)
-    assert [record.value for record in found] == [f"{number}".encode() for number in range(50)]
+    rest, _ = drain(bus, positions)
+    assert [record.value for record in first + rest] == [f"{number}".encode() for number in range(50)]
 
 
 def test_a_frozen_broker_costs_no_event(kafka: Broker, bus: Bus):
@@ -234,8 +245,8 @@ def test_a_frozen_broker_costs_no_event(kafka: Broker, bus: Bus):
         kafka.thaw()
     for name in ("second", "third"): bus.send([("anna", name.encode())], timeout=10)
     found, positions = drain(bus, positions)
-    values = [record.value for record in found]
-    assert set(values) == {b"second", b"third"} and len(values) <= 4
+    # `second` had left when the broker froze; `third` had not, and was forgotten when its sender was told
+    assert [record.value for record in found] in ([b"second", b"third"], [b"second", b"second", b"third"])
     bus.send([("anna", f"{number}".encode()) for number in range(100)])
     assert [record.value for record in drain(bus, positions)[0]] == [f"{number}".encode() for number in range(100)], "and all is as before"
 

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -87,6 +87,7 @@ def _library() -> Any:
     except ImportError: raise UsageError("SHOPAI_BUS: a kafka:// address needs the Kafka client: pip install 'shopai[events]'") from None
     return confluent_kafka
 
+# %% ../../nbs/events/22_kafka.ipynb #cae5856f
 def _one_line(error: "KafkaException") -> str:
     inner = error.args[0] if error.args else error
     return " ".join((inner.str() if hasattr(inner, "str") else str(inner)).split())
@@ -158,23 +159,47 @@ def _record(message: Any) -> Record:
     return Record(message.partition(), message.offset(), None if key is None else key.decode(errors="replace"), message.value() or b"")
 
 # %% ../../nbs/events/22_kafka.ipynb #ea3ab93f
+def _fetched(consumer: "Consumer", topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    "Ends according to the last fetch, of the partitions that were fetched."
+    from confluent_kafka import TopicPartition
+    ends = {partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)[1] for partition in partitions}
+    return {partition: end for partition, end in ends.items() if end >= 0}  # unknown ones are negative
+
+# %% ../../nbs/events/22_kafka.ipynb #16e2974a
+def _look(consumer: "Consumer", topic: str, positions: Mapping[int, int], seconds: float = 2) -> dict[int, int]:
+    "Ends according to a fetch from these positions."
+    from confluent_kafka import TopicPartition
+    consumer.assign([TopicPartition(topic, *pair) for pair in positions.items()])
+    until, found = time.monotonic() + seconds, {}
+    while len(found) < len(positions) and time.monotonic() < until:
+        consumer.poll(.01)
+        found = _fetched(consumer, topic, positions)
+    consumer.close()
+    return found
+
+# %% ../../nbs/events/22_kafka.ipynb #d43dcb68
 class _Reader:
     "Reads a topic from given positions."
 
     def __init__(self, clients: Clients, topic: str):
         self.clients, self.topic, self.name = clients, topic, f"kafka/{topic}"
         self.consumer: Consumer = clients.make("consumer")
+        self.asker: Consumer = clients.make("consumer")  # for questions: on the reader's connection they would wait for its fetches, 100 ms each
         self.placed = False               # whether the consumer stands at `next`
         self.next: dict[int, int] = {}    # partition → offset after the last record that was read
         self.first: dict[int, int] = {}   # partition → first record that is kept, where somebody asked for an earlier one
 
-    def range(self, partition: int, seconds: float = 10) -> tuple[int, int]:
-        "First offset that is kept, and the one after the last."
+    def range(self, partition: int) -> tuple[int, int]:
+        "First offset that is kept, and the one after the last, as the broker answers."
         from confluent_kafka import TopicPartition
-        at = TopicPartition(self.topic, partition)
-        begin, end = self.consumer.get_watermark_offsets(at, timeout=seconds)
-        if partition not in self.next: return begin, end
-        return begin, max(end, self.consumer.get_watermark_offsets(at, cached=True)[1], self.next[partition])  # fetches know more than some brokers answer
+        return self.asker.get_watermark_offsets(TopicPartition(self.topic, partition), timeout=10)
+
+    def ends(self, partitions: Sequence[int]) -> dict[int, int]:
+        "Offset after the last record: the most that the broker answers, that its fetches say and that was read."
+        answers = {partition: self.range(partition)[1] for partition in partitions}
+        fetched = _fetched(self.consumer, self.topic, self.next.keys() & answers.keys())
+        if rest := answers.keys() - fetched.keys(): fetched |= _look(self.clients.make("consumer"), self.topic, {partition: answers[partition] for partition in rest})
+        return {partition: max(answer, fetched.get(partition, 0), self.next.get(partition, 0)) for partition, answer in answers.items()}
 
     def read(self, positions: Mapping[int, int], most: int, wait: float) -> list[Record]:
         "What a read of the bus returns; nothing where it had to be placed elsewhere first."
@@ -185,7 +210,7 @@ class _Reader:
         for partition in lost: self._recover(partition)
         self.placed = not lost
         if not found and self.clients.complaint:
-            self.consumer.list_topics(self.topic, timeout=max(1, wait))  # no news, or no broker? fails in the second case
+            self.asker.list_topics(self.topic, timeout=max(1, wait))  # no news, or no broker? fails in the second case
             self.clients.complaint = ""
         return found
 
@@ -284,19 +309,17 @@ class KafkaBus:
 
     def partitions(self) -> list[int]:
         "The topic's partitions."
-        with self._ready(time.monotonic() + 10): return sorted(self._reader().consumer.list_topics(self.topic, timeout=10).topics[self.topic].partitions)
+        with self._ready(time.monotonic() + 10): return sorted(self._reader().asker.list_topics(self.topic, timeout=10).topics[self.topic].partitions)
 
     def begins(self) -> dict[int, int]:
         "Offset of the first record that is still kept, by partition."
-        return {partition: begin for partition, (begin, _) in self._ranges().items()}
+        partitions = self.partitions()
+        with self._ready(time.monotonic() + 10): return {partition: self._reader().range(partition)[0] for partition in partitions}
 
     def ends(self) -> dict[int, int]:
         "Offset after the last record, by partition; at least what was read."
-        return {partition: end for partition, (_, end) in self._ranges().items()}
-
-    def _ranges(self) -> dict[int, tuple[int, int]]:
         partitions = self.partitions()
-        with self._ready(time.monotonic() + 10): return {partition: self._reader().range(partition) for partition in partitions}
+        with self._ready(time.monotonic() + 10): return self._reader().ends(partitions)
 
     def trim(self, positions: Mapping[int, int]) -> int:
         "Do nothing: how long records are kept is the topic's setting (`retention.ms`)."
@@ -304,5 +327,5 @@ class KafkaBus:
 
     def close(self) -> None:
         "Let go of the connections. The next use connects again."
-        if self._consumer: self._consumer.consumer.close()
+        for consumer in (self._consumer.consumer, self._consumer.asker) if self._consumer else (): consumer.close()
         self._producer = self._consumer = None
