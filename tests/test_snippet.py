@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from urllib.parse import parse_qs, quote
 
+import anyio
 import pytest
 import uvicorn
 
@@ -49,11 +50,11 @@ class Gate:
         async def again(): return {"type": "http.request", "body": body}
         async def nowhere(message): pass
         async def held(message):
-            import anyio
             await anyio.to_thread.run_sync(self.slow.wait, 10)
             await send(message)
 
         if order <= 0: await self.app(scope, again, nowhere if order else held)
+        else: await anyio.to_thread.run_sync(self.slow.wait, 10)
         if order: await self._answer(send, abs(order), b"{}", [(b"content-type", b"application/json")])
 
     async def _page(self, scope, send):
@@ -236,6 +237,22 @@ def test_withdrawal_deletes_the_ids_in_all_tabs_and_stops(shop):
     track(page, "d")
     second = shop.wait_for(2, page)[1]
     assert items([second]) == ["d"] and second["anonymous_id"] != first["anonymous_id"] and second["session_id"] != first["session_id"]
+
+
+def test_what_was_on_its_way_at_a_withdrawal_is_not_sent_again(shop):
+    page = shop.open(shop.visitor())
+    page.evaluate(CONSENT)
+    shop.gate.orders, held = [503], shop.gate.slow
+    held.clear()
+    track(page, "a")
+    page.clock.fast_forward(2500)
+    while not shop.gate.requests: page.wait_for_timeout(10)
+    page.evaluate("shopai.consent({analytics: false})")
+    page.evaluate(CONSENT)
+    held.set()
+    track(page, "b")
+    assert items(shop.wait_for(1, page)) == ["b"]
+    shop.nothing_comes(page)
 
 
 @pytest.mark.parametrize("wish", ["globalPrivacyControl = true", "doNotTrack = '1'"])
