@@ -137,15 +137,15 @@ def hash64(
     return hash_array(values.astype(object, copy=False), categorize=False).view("int64")
 
 # %% ../../nbs/events/25_decode.ipynb #c244ef8d
-_PERSONS = ("user_id", "anonymous_id", "session_id", "transaction_id")
+_IDS = ("user_id", "anonymous_id", "session_id", "transaction_id", "request_id")
 _FREE = ("search_term", "channel", "campaign", "device_type", "country", "region", "city", "timezone")
 
 def _nobody_named(columns: dict[str, Column], key: bytes | None) -> None:
     "Pseudonyms, scrubbing and canonical names, in place."
     stand_in = lambda text: text if not identifying(text) else pseudonym(text, key) if key else None
-    for name in _PERSONS: columns[name] = each_distinct(columns[name], stand_in, _ID_SUSPECT)
+    for name in _IDS: columns[name] = each_distinct(columns[name], stand_in, _ID_SUSPECT)
     for name in _FREE: columns[name] = each_distinct(columns[name], scrub, _TEXT_SUSPECT)
-    for name in ("request_id", "model_version"): columns[name] = each_distinct(columns[name], machine_text, _MACHINE_SUSPECT)
+    columns["model_version"] = each_distinct(columns["model_version"], machine_text, _MACHINE_SUSPECT)
     columns["event_name"] = each_distinct(columns["event_name"], lambda name: SEGMENT_ALIASES.get(name, name), " ")
 
 # %% ../../nbs/events/25_decode.ipynb #55a72063

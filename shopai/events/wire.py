@@ -221,7 +221,7 @@ def _event_name(raw: dict, name: Any) -> str:
     except UsageError as error: raise Refused(f"event_name: {error}") from None
 
 # %% ../../nbs/events/15_wire.ipynb #5ec47345
-_EPOCH, _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(1990, 1, 1, tzinfo=UTC)
+_EPOCH, _EARLIEST, _LATEST = (datetime(year, 1, 1, tzinfo=UTC) for year in (1970, 1990, 2200))
 
 def read_time(
     value: Any,  # ISO 8601 with a zone, or whole microseconds since 1970
@@ -232,9 +232,9 @@ def read_time(
         if isinstance(value, datetime): time = value
         elif isinstance(value, str) and not value.isdigit(): time = datetime.fromisoformat(value.strip())
         else: time = _EPOCH + timedelta(microseconds=int(value)) if 1e14 <= int(value) < 1e16 else None
-        if time and time.tzinfo and (utc := time.astimezone(UTC)) >= _EARLIEST: return utc
+        if time and time.tzinfo and _EARLIEST <= (utc := time.astimezone(UTC)) < _LATEST: return utc
     except (ValueError, TypeError, OverflowError): pass
-    raise Refused(f"{name}: must be a time with a zone since 1990, such as 2026-01-31T12:00:00Z, got {_shown(value)}")
+    raise Refused(f"{name}: must be a time with a zone, from 1990 to 2199, such as 2026-01-31T12:00:00Z, got {_shown(value)}")
 
 # %% ../../nbs/events/15_wire.ipynb #55229e08
 _NETWORK, _AHEAD = timedelta(seconds=60), timedelta(minutes=5)
@@ -269,10 +269,8 @@ def _consent(said: Any) -> tuple[bool | None, bool | None]:
     return tuple(all(answers) if answers else None for answers in flags)
 
 # %% ../../nbs/events/15_wire.ipynb #eceba1c0
-_PERSONS = ("user_id", "anonymous_id", "session_id", "transaction_id")
+_IDS = ("user_id", "anonymous_id", "session_id", "transaction_id", "request_id")
 _FREE = ("search_term", "channel", "campaign", "device_type", "country", "region", "city", "timezone")
-_MACHINES = ("request_id", "model_version")
-
 _NO_KEY = "it may name a person, and SHOPAI_PSEUDONYM_KEY is not set"
 
 def machine_text(
@@ -285,14 +283,13 @@ def machine_text(
 def _name_nobody(event: WireEvent, key: bytes | None) -> None:
     "Pseudonyms and scrubbing, in place."
     texts = event.__dict__  # to set a pydantic model's attributes takes ten times as long
-    for name in _PERSONS:
+    for name in _IDS:
         if (text := texts[name]) and identifying(text):
             texts[name] = pseudonym(text, key) if key else None
             if not key: event.notes.append(f"{name} was dropped: {_NO_KEY}")
     for name in _FREE:
         if texts[name]: texts[name] = scrub(texts[name])
-    for name in _MACHINES:
-        if texts[name]: texts[name] = machine_text(texts[name])
+    if event.model_version: texts["model_version"] = machine_text(event.model_version)
     for item in event.items: item.item_id = machine_text(item.item_id)
 
 # %% ../../nbs/events/15_wire.ipynb #2dfdf202
@@ -353,7 +350,7 @@ def read_event(
     found["event_time"] = _event_time(raw, found, received_at, door.sent_at, notes)
     if "consent" in found: found["analytics"], found["personalisation"] = _consent(found["consent"])
     _with_email(found, door.key, notes)
-    for name in _PERSONS:
+    for name in _IDS:
         if name in found: found[name] = _plain(found[name])
     try: event = WireEvent.model_validate({"event_id": "", **found, "received_at": received_at, "notes": notes})
     except ValidationError as error: raise _refusal(error) from None
