@@ -8,6 +8,7 @@ __all__ = ['TABLES_OF_SIGNALS', 'UNREADABLE', 'upsert', 'Landed', 'land_signals'
 # %% ../../nbs/events/77_landing.ipynb #677f6e2b
 import datetime as dt
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -251,18 +252,17 @@ def run(
     poller: Poller,
     lake: "Lake | None" = None,  # to land the signals in; without it, another process does that
     once: bool = False,          # ask who is due, land, and end
-    stop: Callable[[], bool] = lambda: False,  # asked about once a second
+    stop: threading.Event | None = None,  # set it to end
     progress: Callable[[Asked | Landed | str], None] = lambda _: None,  # told what happens; `str` of it is a line
-    sleep: Callable[[float], None] = time.sleep,  # seconds
 ) -> None:
     "Ask the sources on their schedule and land what they say."
-    waiting = lake is not None  # an earlier run may have left something
+    stop, waiting = stop or threading.Event(), lake is not None  # an earlier run may have left something
     while True:
         asked = poller.poll()
         for one in asked: progress(one)
         if lake is not None and (asked or waiting): waiting = _try_to_land(poller.bus, lake, progress)
-        while not (once or stop()) and (left := (poller.due() - poller.clock()).total_seconds()) > 0: sleep(min(1., left))
-        if once or stop(): return
+        left = max(.01, (poller.due() - poller.clock()).total_seconds())
+        if once or stop.wait(min(left, 30.) if waiting else left): return
 
 # %% ../../nbs/events/77_landing.ipynb #0c2e3378
 def _try_to_land(bus: Bus, lake: "Lake", progress: Callable[[Asked | Landed | str], None]) -> bool:
