@@ -63,8 +63,8 @@ def _by_order(rows: list[dict]) -> list[list[dict]]:
 # %% ../../nbs/events/70_replay.ipynb #611aacfb
 def _grouped(rows: list[dict], keep_ids: bool) -> list[list[dict]]:
     "Rows that agree in all but the item, by the events that they were."
-    number = _ORDERS.get(rows[0]["event_name"])
-    if keep_ids or number is None or rows[0][number] is None or any(_NUMBERED.search(row["event_id"]) for row in rows): return _by_id(rows)
+    first, number = rows[0], _ORDERS.get(rows[0]["event_name"])
+    if keep_ids or number is None or first[number] is None or first["received_at"] or any(_NUMBERED.search(row["event_id"]) for row in rows): return _by_id(rows)
     return _by_order(rows)
 
 # %% ../../nbs/events/70_replay.ipynb #2dd6a7af
