@@ -10,7 +10,7 @@ import narwhals as nw
 from narwhals.typing import IntoFrameT
 
 from .duplicates import arranged, as_given, by_arrival, opens_event
-from .sessions import NEVER, SECOND, plain, with_micros
+from .sessions import NEVER, SECOND, plain, with_micros, stacked
 
 # %% ../../nbs/events/37_rates.ipynb #85802c41
 MOST = 120  # events of one client in a minute
@@ -34,7 +34,7 @@ _KEPT = 10  # minutes; no two events in a queue are stamped that far out of orde
 
 def _remember(frame, rates):
     counts = frame.filter(~nw.col("client").is_null()).select("client", minute="_minute", events="_events")
-    both = counts if rates is None else nw.concat([rates.select("client", "minute", "events"), counts])
+    both = counts if rates is None else stacked(rates.select("client", "minute", "events"), counts)
     both = both.group_by("client", "minute").agg(nw.col("events").max())
     return both.filter(nw.col("minute") > nw.col("minute").max() - _KEPT)
 
