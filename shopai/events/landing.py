@@ -122,7 +122,7 @@ def _in_order(table: str, rows: Sequence[_Row]) -> "pd.DataFrame":
     if "known_at" not in frame: return frame
     frame["known_at"] = [row.row.get("known_at") or row.observed for row in rows]
     known = pd.to_datetime(frame["known_at"].map(str), utc=True, format="ISO8601", errors="coerce")
-    return frame.iloc[known.argsort(kind="stable")]
+    return frame.loc[known.sort_values(kind="stable", na_position="first").index]
 
 # %% ../../nbs/events/77_landing.ipynb #ee3fd84e
 def _checked(table: str, rows: Sequence[_Row]) -> tuple["pd.DataFrame", "pd.DataFrame", int]:
@@ -239,7 +239,7 @@ def last_known(
 
     from shopai.core.schema import TABLES
     if table not in ("external_signals", "market_prices"): raise UsageError(f"table must be external_signals or market_prices, got {table!r}")
-    moment = pd.Timestamp(at or _utc_now()).tz_convert("UTC")
+    moment = pd.Timestamp(at or dt.datetime.now(dt.UTC)).tz_convert("UTC")
     text, names = f"timestamptz '{moment.isoformat()}'", TABLES[table].names
     until = f"observed_at <= {text}" + (f" and (known_at is null or known_at <= {text})" if "known_at" in names else "") + (f" and ({where})" if where else "")
     frame = lake.read(table, where=until).sort_values("observed_at", kind="stable")

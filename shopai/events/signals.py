@@ -284,6 +284,7 @@ def read_answer(
     "The rows of an answer in JSON or CSV, as they came. Raises `SourceFailed` for anything else."
     try: text = body.decode("utf-8-sig")
     except UnicodeDecodeError: raise SourceFailed("its answer is not UTF-8") from None
+    if text.lstrip().startswith("<"): raise SourceFailed("its answer is a page for people: HTML or XML")
     if "csv" in kind or not (path or "json" in kind or text.lstrip()[:1] in ("[", "{")):
         try: return [{name: value for name, value in row.items() if name is not None and value != ""} for row in csv.DictReader(io.StringIO(text))]
         except csv.Error as error: raise SourceFailed(f"its answer is no CSV: {error}") from None
