@@ -210,8 +210,8 @@ def test_a_corrected_time_is_not_corrected_again():
     assert read_event(raw, NOON, DOOR).event_time == NOON - timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("time", ["2026-01-31T12:05:01Z", "9999-12-31T12:00:00Z", "9999-12-31T23:59:59-10:00", "0001-01-01T00:00:00+14:00", "2026-01-31T12:00:00",
-                                  "31.01.2026", 1769860800, 1e300, True, []])
+@pytest.mark.parametrize("time", ["2026-01-31T12:05:01Z", "9999-12-31T12:00:00Z", "9999-12-31T23:59:59-10:00", "0001-01-01T00:00:00+14:00",
+                                  "2026-01-31T12:00:00", "31.01.2026", 1769860800, 1e300, True, []])
 def test_other_times_are_refused(time: object):
     raw = {"event_name": "view_cart", "event_time": time}
     with pytest.raises(Refused, match="^event_time: must"): read_event(raw, NOON, DOOR)
