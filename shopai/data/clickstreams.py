@@ -52,6 +52,7 @@ def _csv_pieces(path: Path, columns: list[str], chunk: int, told: Callable[[floa
         packed = "gzip" if path.suffix == ".gz" else None
         with pd.read_csv(file, compression=packed, chunksize=chunk, encoding="utf-8-sig", dtype=str, keep_default_na=False, na_values=[""]) as pieces:
             for piece in pieces:
+                if not isinstance(piece.index, pd.RangeIndex): raise ValueError("rows have more values than the head has names")  # they would shift
                 told(file.tell() / path.stat().st_size)
                 yield piece
 

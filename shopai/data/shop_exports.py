@@ -13,6 +13,7 @@ import csv
 import difflib
 import hmac
 import re
+import warnings
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import reduce
@@ -238,15 +239,16 @@ def read_export(
     try:
         head, delimiter = _head(path, map.delimiter)
         chosen = _chosen(map, head, path.name)
-        raw = pd.read_csv(path, sep=delimiter, encoding="utf-8-sig", dtype=str, keep_default_na=False, na_values=[""],
-                          usecols=sorted({column for columns in chosen.values() for column in columns}), index_col=False)
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # else values beyond the head would be dropped
+            raw = pd.read_csv(path, sep=delimiter, encoding="utf-8-sig", dtype=str, keep_default_na=False, na_values=[""], index_col=False)
     except UsageError: raise
     except UnicodeDecodeError: raise UsageError(f"{path.name} is not UTF-8; save it in that encoding, as 'CSV UTF-8' of a spreadsheet does") from None
     except Exception as error:  # the reader has a dozen of exceptions, and all of them mean the same to the user
         raise UsageError(f"{path.name} can't be read as CSV: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     if raw.empty: raise UsageError(f"{path.name} holds no lines")
-    raw = raw.astype(KINDS["text"].pandas).apply(lambda column: column.str.strip().replace("", pd.NA))
-    first_filled = lambda columns: reduce(pd.Series.fillna, (raw[column] for column in columns))
+    kept = raw[sorted({column for columns in chosen.values() for column in columns})].astype(KINDS["text"].pandas)
+    kept = kept.apply(lambda column: column.str.strip().replace("", pd.NA))
+    first_filled = lambda columns: reduce(pd.Series.fillna, (kept[column] for column in columns))
     return pd.DataFrame({field: first_filled(columns) for field, columns in chosen.items()})
 
 # %% ../../nbs/data/17_shop_exports.ipynb #8f2a564a
@@ -342,7 +344,7 @@ def plain_lines(
     refund = map.refund.holds(raw["refund"]) if map.refund else pd.Series(False, raw.index)
     texts = _texts(raw, map)
     numbers = pd.DataFrame({name: plain_numbers(texts[name], map.decimal) for name in NUMBERS})
-    money = texts["currency"].str.upper().str.fullmatch("[A-Z]{3}").fillna(True).astype(bool)
+    money = texts["currency"].isna() | texts["currency"].str.upper().str.fullmatch("[A-Z]{3}").fillna(False).astype(bool)
     bad = (numbers.isna() & texts[list(NUMBERS)].notna()).any(axis=1) | ~money
     said = texts["event_name"] if "event_name" in {*raw, *map.constants} else texts["event_name"].fillna("purchase")
     event = _event_names(said, map).mask(refund, "refund")
@@ -454,8 +456,8 @@ def export_items(
 ) -> pd.DataFrame:  # `items` by contract
     "The items of the accepted lines, with what is said of them most often."
     ok = lines[~classes.isin(list(REASONS)) & lines["item_id"].notna()]
-    price = ok["price"].fillna(ok["line_total"] / ok["quantity"])
-    said = {name: most_frequent(ok["item_id"], price if name == "price" else ok[name], ok["time"]) for name in ("title", "category", "brand", "price", "currency")}
+    told = ok.assign(price=ok["price"].fillna(ok["line_total"] / ok["quantity"]))
+    said = {name: most_frequent(ok["item_id"], told[name], ok["time"]) for name in ("title", "category", "brand", "price", "currency")}
     items = pd.DataFrame({**said, "launched_at": ok.groupby("item_id")["time"].min()})
     return conform(items.rename_axis("item_id").sort_index().reset_index(), "items")
 
@@ -511,4 +513,5 @@ def load_export(
     refused = classes.isin(list(REASONS))
     rejected = _texts(raw, map).loc[refused, [name for name in FIELDS if name in raw]].assign(reason=classes[refused])
     report = {"source": source, **account(lines, classes, events), "notes": list(map.notes)}
+    if beside := report["kept"]["refunds told beside a sale"]: report["notes"].append(f"refunds told beside a sale are events of their own: {beside:,}")
     return SourceTables(events, export_items(lines, classes), export_users(lines, classes), rejected, report, REASONS)
