@@ -39,8 +39,10 @@ app.add_typer(models_app, name="models")
 app.add_typer(pipeline_app, name="pipeline")
 
 Profile = Annotated[str, typer.Option("--profile", "-P", help="Which params/<profile>/ to use: smoke (minutes), default (a laptop's coffee break), gpu.")]
-Source = Annotated[str, typer.Option("--source", help="Where the data come from: synthetic (a simulated shop), or online-retail.")]
+Source = Annotated[str, typer.Option("--source", help="Where the data come from: synthetic (a simulated shop), or a file: online-retail, rees46, retailrocket, shopify, "
+                                                   "woocommerce, csv.")]
 DataPath = Annotated[Path | None, typer.Option("--path", help="The file that the source reads.")]
+ColumnMap = Annotated[Path | None, typer.Option("--map", help="csv: a YAML file that tells what the columns mean.")]
 Customers = Annotated[int | None, typer.Option("--customers", help="synthetic: number of customers, 1 to 100,000; default 5,000")]
 Items = Annotated[int | None, typer.Option("--items", help="synthetic: number of items, 40 to 10,000; default 1,000")]
 Days = Annotated[int | None, typer.Option("--days", help="synthetic: length of the history, 1 to 1,825 days; default 365")]
@@ -156,6 +158,7 @@ def _tell_export(report: dict, seconds: float) -> None:
     rejected = f"{sum(map(Decimal, money['rejected'].values())):,.2f}"
     out.print(f"net value {shown['raw']} = purchases {shown['purchase']} - refunds {shown['refund']} + rejected {rejected}; difference {money['difference']}",
               soft_wrap=True)
+    for note in report.get("notes", ()): out.print(f"note: {note}", soft_wrap=True)
 
 
 def _tell_simulated(report: dict, seconds: float) -> None:
@@ -172,6 +175,7 @@ def _tell_simulated(report: dict, seconds: float) -> None:
 def data_build(
     source: Source = "synthetic",
     path: DataPath = None,
+    column_map: ColumnMap = None,
     customers: Customers = None,
     items: Items = None,
     days: Days = None,
@@ -185,8 +189,10 @@ def data_build(
     shopai data build --customers 1000 --items 300 --days 180 --seed 7
 
     shopai data build --source online-retail --path online_retail.parquet
+
+    shopai data build --source csv --path orders.csv --map orders.yaml
     """
-    _build(get_settings(), source, path, pictures, customers=customers, items=items, days=days, seed=seed)
+    _build(get_settings(), source, path, pictures, map=column_map, customers=customers, items=items, days=days, seed=seed)
 
 
 @data_app.command("describe")
