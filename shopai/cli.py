@@ -39,8 +39,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(pipeline_app, name="pipeline")
 
 Profile = Annotated[str, typer.Option("--profile", "-P", help="Which params/<profile>/ to use: smoke (minutes), default (a laptop's coffee break), gpu.")]
-Source = Annotated[str, typer.Option("--source", help="Where the data come from: synthetic (a simulated shop), or a file: online-retail, rees46, retailrocket, shopify, "
-                                                   "woocommerce, csv.")]
+Source = Annotated[str, typer.Option("--source", help="Where the data come from: synthetic (a simulated shop), or a file: "
+                                                   "online-retail, rees46, retailrocket, shopify, woocommerce, csv.")]
 DataPath = Annotated[Path | None, typer.Option("--path", help="The file that the source reads.")]
 ColumnMap = Annotated[Path | None, typer.Option("--map", help="csv: a YAML file that tells what the columns mean.")]
 Customers = Annotated[int | None, typer.Option("--customers", help="synthetic: number of customers, 1 to 100,000; default 5,000")]

@@ -17,6 +17,8 @@ from shopai.core.lake import Lake
 from shopai.core.schema import TABLES, arrow_schema, conform
 from shopai.core.testing import toy_shop
 from shopai.core.warehouse import Warehouse, WarehouseUnavailable, read_table, warehouse_url
+from shopai.events.clock import with_local_time
+from shopai.events.sessions import with_sessions
 
 SERVER = {"host": "127.0.0.1", "port": 5432, "user": "postgres"}
 TYPES = {"text": sa.Text, "number": sa.Float, "whole": sa.BigInteger, "flag": sa.Boolean, "day": sa.Date, "time": lambda: sa.DateTime(timezone=True)}
@@ -90,6 +92,22 @@ def test_one_transform_gives_the_same_from_postgresql_and_from_the_lake(postgres
     from_warehouse, from_lake = (result if as_ == "pandas" else result.to_pandas() for result in results)
     pd.testing.assert_frame_equal(from_warehouse, from_lake, check_exact=False, rtol=1e-12)
     assert from_lake.sold.sum() == (toy_shop().events.event_name == "purchase").sum() > 0
+
+
+def visits(frame: pd.DataFrame) -> pd.DataFrame:
+    "Sessions and local time by the steps of the enrichment, over events in the order of their time."
+    rows = frame.sort_values(["event_time", "event_id"], ignore_index=True).drop(columns=["session_id", "session_events", "session_seconds", "arrival"])
+    rows = rows.assign(visitor="v" + rows.user_id, session_id=pd.Series(None, rows.index, "str"), timezone="Europe/London",
+                       partition=0, offset=rows.index, line=0)
+    found, _ = with_sessions(with_local_time(rows.drop(columns=["local_hour", "part_of_day"])))
+    return found.sort_values("event_id", ignore_index=True)[["event_id", "session_id", "session_events", "session_seconds", "local_hour", "part_of_day"]]
+
+
+def test_enrichment_gives_the_same_from_postgresql_and_from_the_lake(postgres: str, shop_lake: Lake):
+    from_warehouse, from_lake = visits(read_table(postgres, "shop.events")), visits(shop_lake.read("events"))
+    pd.testing.assert_frame_equal(from_warehouse, from_lake)
+    assert from_lake.session_events.max() > 1 and from_lake.session_id.nunique() > 60
+    assert from_lake.part_of_day.nunique() > 1
 
 
 def test_conditions_run_on_the_server(postgres: str):
@@ -184,7 +202,8 @@ def test_a_missing_dialect_is_named_with_its_package(monkeypatch: pytest.MonkeyP
 
 def test_a_missing_driver_of_an_installed_dialect_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "psycopg2", None)
-    with pytest.raises(UsageError, match="postgresql:// needs psycopg2-binary: pip install psycopg2-binary"): Warehouse("postgresql://ann:sesame@127.0.0.1/sales")
+    with pytest.raises(UsageError, match="postgresql:// needs psycopg2-binary: pip install psycopg2-binary"):
+        Warehouse("postgresql://ann:sesame@127.0.0.1/sales")
 
 
 @pytest.fixture
