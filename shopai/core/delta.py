@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import CommitProperties, DeltaTable
     from pyarrow.dataset import Dataset
+    from pyarrow.fs import FileSystem
 
 # %% ../../nbs/core/35_delta.ipynb #fece4015
 @dataclass(frozen=True)
@@ -249,6 +250,12 @@ def version_at(
     raise UsageError(f"table {name!r} can't be read as of {instant(time).isoformat()}; its log begins at {log[-1].time.isoformat()}")
 
 # %% ../../nbs/core/35_delta.ipynb #0166816a
+def _files_of(place: Place) -> "FileSystem | None":
+    "Where a local table's files are, by Arrow's own means: a process that ends while Delta's reads for Arrow would abort. None: Delta's."
+    from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+    return None if "://" in place.uri else SubTreeFileSystem(place.uri, LocalFileSystem())
+
+# %% ../../nbs/core/35_delta.ipynb #599d1eff
 def snapshot(
     place: Place,
     version: int | None = None,  # as of this version
@@ -256,9 +263,9 @@ def snapshot(
 ) -> "Dataset":
     "A version of the table. Raises `UsageError` where it can't be read (any more)."
     table = place.open()
-    if version is None and time is None: return table.to_pyarrow_dataset()
+    if version is None and time is None: return table.to_pyarrow_dataset(filesystem=_files_of(place))
     table.load_as_version(version_at(commits(place), place.name, version, time))
-    dataset = table.to_pyarrow_dataset()
+    dataset = table.to_pyarrow_dataset(filesystem=_files_of(place))
     if all(file.is_file for file in dataset.filesystem.get_file_info(dataset.files)): return dataset
     raise UsageError(f"version {table.version()} of table {place.name!r} can't be read any more: vacuum has removed its files")
 

@@ -214,11 +214,36 @@ def _in_pandas(data: "pa.Table", table: str) -> pd.DataFrame:
     return frame.astype({c.name: c.pandas_dtype for c in columns if c.name in frame})
 
 # %% ../../nbs/core/40_lake.ipynb #7da28732
+def _scan(dataset: "Dataset", connection: "duckdb.DuckDBPyConnection") -> "duckdb.DuckDBPyRelation":
+    "All rows and columns. Delta writes text anew in another form when rows are deleted, over which Arrow's filters stumble; so DuckDB reads local files itself."
+    from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+    files = dataset.filesystem
+    local = dataset.files and isinstance(files, SubTreeFileSystem) and isinstance(files.base_fs, LocalFileSystem)
+    if not local or set("*?[") & set(files.base_path): return connection.from_arrow(_plain(dataset))  # DuckDB would take the name for a pattern
+    relation = connection.read_parquet([files.base_path + file for file in dataset.files], union_by_name=True, hive_partitioning=False)
+    quoted = {name: '"' + name.replace('"', '""') + '"' for name in dataset.schema.names}
+    lacking = {name: f"cast(null as {kind}) as {quoted[name]}" for name, kind in _lacking(dataset, relation, connection).items()}  # newer than all files
+    return relation.project(", ".join(lacking.get(name, quoted[name]) for name in quoted))
+
+# %% ../../nbs/core/40_lake.ipynb #8d1752bd
+def _lacking(dataset: "Dataset", relation: "duckdb.DuckDBPyRelation", connection: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
+    "Columns of the table that no file has, with their types."
+    if set(dataset.schema.names) <= set(relation.columns): return {}
+    empty = connection.from_arrow(dataset.schema.empty_table())
+    return {name: kind for name, kind in zip(empty.columns, empty.types, strict=True) if name not in relation.columns}
+
+# %% ../../nbs/core/40_lake.ipynb #08a31da7
+def _plain(dataset: "Dataset") -> "Dataset | pa.Table":
+    "The rows as a data set, or in memory where a file has text in the other form."
+    import pyarrow as pa
+    return dataset.to_table() if any(pa.string_view() in fragment.physical_schema.types for fragment in dataset.get_fragments()) else dataset
+
+# %% ../../nbs/core/40_lake.ipynb #a0507d85
 def _relation(dataset: "Dataset", columns: list[str] | None, where: str | None, connection: "duckdb.DuckDBPyConnection") -> "duckdb.DuckDBPyRelation":
     "The query on a data set: first the predicate, then the columns."
     import duckdb
     connection.execute("set TimeZone = 'UTC'")
-    relation = connection.from_arrow(dataset)
+    relation = _scan(dataset, connection)
     try:
         if where: relation = relation.filter(where)
     except duckdb.Error as error:
