@@ -7,6 +7,7 @@ __all__ = ['WIRE', 'Column', 'Decoded', 'each_distinct', 'hash64', 'decode']
 
 # %% ../../nbs/events/25_decode.ipynb #a2b03e4c
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -165,9 +166,12 @@ def _forget(columns: dict[str, Column], allowed: Column) -> None:
     "Identifiers of events without consent are gone, in place."
     for name in _LINKS: columns[name] = pc.if_else(allowed, columns[name], pa.scalar(None, pa.string()))
 
+_DIGESTED = re.compile("x-[0-9a-f]{16}")
+
 def _anonymous_id(name: str, event_id: str, transaction_id: str | None, item_id: str | None, line: int, key: bytes) -> str:
     if name == "purchase" and transaction_id: return "x-" + digest(f"{transaction_id} {item_id} {line}", key)
-    return "x-" + digest(event_id, key) + (f":{line + 1}" if line else "")
+    known = event_id if _DIGESTED.fullmatch(event_id) else "x-" + digest(event_id, key)  # a recording that is sent again has lost its own ids before
+    return known + (f":{line + 1}" if line else "")
 
 # %% ../../nbs/events/25_decode.ipynb #708abdca
 def _event_ids(rows: dict[str, Any], line: np.ndarray, refused: np.ndarray, orders: Column, key: bytes) -> pa.Array:
