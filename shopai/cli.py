@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
@@ -26,6 +26,9 @@ from shopai.core.manifest import BundleError
 
 __all__ = ["app", "main"]
 
+if TYPE_CHECKING:
+    from threading import Event
+
 plain = {"markup": False, "emoji": False, "highlight": False}  # what users and shops call their things may look like markup
 out, err = Console(**plain), Console(stderr=True, **plain)
 group = {"no_args_is_help": True, "rich_markup_mode": "rich"}
@@ -34,9 +37,11 @@ app = typer.Typer(**group, pretty_exceptions_enable=False, add_completion=False,
 data_app = typer.Typer(**group, help="Build and look at the lake.")
 models_app = typer.Typer(**group, help="Look at models; promote one or go back.")
 pipeline_app = typer.Typer(**group, help="Run the whole chain, as Dagster would.")
+events_app = typer.Typer(**group, help="Events on their way from the shop into the lake: take them in, send recorded ones, see how they stand.")
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 app.add_typer(pipeline_app, name="pipeline")
+app.add_typer(events_app, name="events")
 
 Profile = Annotated[str, typer.Option("--profile", "-P", help="Which params/<profile>/ to use: smoke (minutes), default (a laptop's coffee break), gpu.")]
 Source = Annotated[str, typer.Option("--source", help="Where the data come from: synthetic (a simulated shop), or a file: "
@@ -218,6 +223,168 @@ def data_describe(as_json: AsJson = False) -> None:
     out.print(_table(str(lake.location), "table", "#rows", "#version", rows=[(table, rows, versions[table]) for table, rows in counts.items()]))
     out.print(_table("events", "event", "#rows", "#customers", "first", "last", rows=details.get("events", [])))
     if "quarantine" in details: out.print(_table("quarantine", "reason", "#rows", rows=details["quarantine"]))
+
+
+# --- events -----------------------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _until_stopped() -> Iterator["Event"]:
+    "An event that Ctrl-C and SIGTERM set, so that the batch at hand is finished first; a second Ctrl-C stops at once."
+    import threading
+
+    stop = threading.Event()
+
+    def ask(number: int, frame) -> None:
+        if stop.is_set(): raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try: yield stop
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler)
+
+
+def _landed(landed) -> str:
+    "Where records went, in one line."
+    parts = [f"{landed.events:,} events", *(f"{count:,} repeated ({kind})" for kind, count in landed.duplicates.items()),
+             *(f"{count:,} in quarantine" for count in [sum(landed.quarantined.values())] if count), *(f"{count:,} unreadable" for count in [landed.dead] if count)]
+    return ", ".join(parts)
+
+
+@contextmanager
+def _ingest_display(every: float = 10.) -> Iterator[Callable]:
+    "A line that moves where somebody looks; else one line now and then, when something has landed."
+    from rich.live import Live
+    from rich.text import Text
+
+    started, told = time.monotonic(), [0., 0]  # when a line was printed last, and of how many records it knew
+
+    def line(progress) -> str:
+        waiting = "" if progress.lag is None else f" · {progress.lag:,} wait"
+        return f"{_landed(progress.landed)}{waiting} · {time.monotonic() - started:,.0f} s" + (f" · {progress.problem}" if progress.problem else "")
+
+    with Live(console=err, auto_refresh=False, transient=True) as live:
+
+        def tell(progress) -> None:
+            if err.is_terminal: live.update(Text(line(progress)), refresh=True)
+            elif time.monotonic() - told[0] > every and (progress.landed.records > told[1] or progress.problem):
+                told[:] = time.monotonic(), progress.landed.records
+                err.print(line(progress), soft_wrap=True)
+        yield tell
+
+
+@events_app.command("ingest")
+def events_ingest(
+    once: Annotated[bool, typer.Option("--once", help="Take in what is there, then end.")] = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=1_000_000, help="Records that land in one commit, at most.")] = 20_000,
+    wait: Annotated[float, typer.Option("--wait", min=.01, max=60, help="Seconds between two looks at an empty bus.")] = 1.0,
+) -> None:
+    """Take events from the bus, enrich them, and put them into the lake, each exactly once.
+
+    Runs until Ctrl-C or SIGTERM, and finishes the batch at hand first. Kill it as you like: it goes on where the lake says it was.
+
+    SHOPAI_BUS names the bus (a folder, or kafka://host:port/prefix), SHOPAI_GEO_DATABASE a MaxMind database, SHOPAI_TIMEZONE the shop's time zone.
+
+    shopai events ingest --once
+    """
+    from shopai.events.ingest import Overtaken, ingest_from_settings, serve_ingest
+
+    settings = get_settings()
+    with _until_stopped() as stop, _ingest_display() as tell:
+        ingest = ingest_from_settings(settings)
+        try: done = serve_ingest(ingest, once, stop, tell, batch, wait)
+        except Overtaken as error: _failed(str(error))
+        finally: ingest.close()
+    out.print(f"{_landed(done)} · {ingest.lake.location}", soft_wrap=True)
+
+
+@events_app.command("status")
+def events_status(as_json: AsJson = False) -> None:
+    "What waits on the bus, what has landed in the lake, and what could not."
+    from shopai.core.lake import Lake
+    from shopai.events.bus import open_bus
+    from shopai.events.ingest import Landed, status
+
+    settings = get_settings()
+    now = status(open_bus(settings.bus_location), open_bus(settings.bus_location, "events.dead"), Lake.from_settings(settings))
+    if as_json:
+        print(json.dumps(now, indent=2))
+        return
+    columns = ("partition", "kept_from", "landed_to", "end", "lag")
+    names = ("#partition", "#kept from", "#landed up to", "#end", "#waiting")
+    out.print(_table(f"{now['bus']} · {settings.bus_location}", *names, rows=[tuple(row[name] for name in columns) for row in now["partitions"]]))
+    out.print(f"{now['lag']:,} records wait; {now['dead']:,} could not be read (dead letters)")
+    if now["last_commit"]: out.print(f"last batch {now['last_commit']}: {_landed(Landed(**now['last_batch']))}", soft_wrap=True)
+    else: out.print("nothing has landed yet; take it in with: shopai events ingest")
+
+
+@events_app.command("replay")
+def events_replay(
+    what: Annotated[str, typer.Argument(metavar="FILE|TABLE", help="events (the lake's table), or a file: .parquet or .csv in its columns, .jsonl of events.")],
+    to: Annotated[str, typer.Option("--to", help="Where to: an API (http://host:port), a bus (folder or kafka://…); default: the bus of SHOPAI_BUS.")] = "",
+    speed: Annotated[str, typer.Option("--speed", help="max, a factor such as 60x (an hour a minute), or events a second such as 500/s.")] = "max",
+    shift: Annotated[str, typer.Option("--shift", help="now: move all events so that the last one happens now; they get new ids.")] = "",
+    source: Annotated[str, typer.Option("--source", help="Read FILE as an export that this source knows, such as rees46 or shopify.")] = "",
+    version: Annotated[int | None, typer.Option("--version", min=0, help="events: as of this version of the table; default: the newest.")] = None,
+) -> None:
+    """Send recorded events once more, to the bus or to an API, as fast as you like. A repeated event is recognised by its id, so a replay can be repeated, too.
+
+    shopai events replay clicks.jsonl --to http://127.0.0.1:8000 --speed 100/s
+
+    shopai events replay 2019-Oct.parquet --source rees46
+    """
+    from shopai.core.lake import Lake
+    from shopai.events.replay import open_target, read_recorded, read_speed, replay
+    from shopai.events.wire import Door
+
+    settings = get_settings()
+    door = Door.from_settings(settings)
+    read_speed(speed)
+    if source or what != "events": _existing(what)
+    target = open_target(to or settings.bus_location, door)
+    recorded = read_recorded(what, Lake.from_settings(settings), version=version, source=source or None, shift=shift or None, door=door)
+    with _until_stopped() as stop, _bars() as progress:
+        done = replay(recorded, target, speed, lambda so_far: progress("events", so_far.sent, recorded.total, so_far.at[:16]), stop)
+    rate = f", {done.sent / done.seconds:,.0f} a second" if done.seconds else ""
+    out.print(f"{done.sent:,} events sent to {to or settings.bus_location}{rate}{' (stopped)' if done.stopped else ''}", soft_wrap=True)
+    if done.refused: out.print(_table("refused", "reason", "#events", rows=done.refused.most_common()))
+
+
+def _existing(file: str) -> None:
+    "Raise `UsageError` if there is no such file."
+    if not Path(file).exists(): raise UsageError(f"FILE: {file} does not exist; a table's name would be events")
+
+
+@events_app.command("signals")
+def events_signals(
+    file: Annotated[Path | None, typer.Argument(help="YAML file that names the sources and how often each is asked.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Ask the sources that are due, land what they say, then end.")] = False,
+    example: Annotated[bool, typer.Option("--example", help="Print a file to begin with, then end.")] = False,
+) -> None:
+    """Ask for what the shop doesn't know by itself, on a schedule: holidays, rivals' prices, weather, sentiment.
+
+    A source that doesn't answer keeps its last known values and stops nobody else. Secrets come from environment variables that the file names.
+
+    shopai events signals --example > signals.yaml
+
+    shopai events signals signals.yaml --once
+    """
+    from shopai.core.lake import Lake
+    from shopai.events.bus import open_bus
+    from shopai.events.landing import run
+    from shopai.events.signals import Poller, example_signals, read_signals
+
+    if example:
+        print(example_signals(), end="")
+        return
+    if file is None: raise UsageError("FILE is missing: the YAML file that names the sources; begin with: shopai events signals --example")
+    settings = get_settings()
+    bus = open_bus(settings.bus_location, "signals")
+    with _until_stopped() as stop:
+        poller = Poller(read_signals(file), bus, settings.home.absolute() / "signals")
+        run(poller, Lake.from_settings(settings), once, stop.is_set, lambda told: out.print(str(told), soft_wrap=True))
+    bus.close()
 
 
 # --- simulation ----------------------------------------------------------------------------------------------------------------------------
@@ -492,6 +659,7 @@ def demo(
     out.rule("1 · a shop's data into the lake")
     if data: _build(settings, "online-retail", data)
     else: _build(settings, "synthetic", None, customers=1_500, items=400, days=365)
+    if not data: _live_week(settings)
     out.rule("2 · train, judge against the baselines, publish the champion")
     _run("recommend", profile, settings=settings)
     out.rule("3 · serve")
@@ -506,6 +674,29 @@ def demo(
             if server.wait(): _failed(f"the API ended with code {server.returncode}")
     finally:
         _stop(server)
+
+
+def _live_week(settings: Settings) -> None:
+    "Let the last week of the simulated shop come in as a live shop's would: out of the lake, over the bus, enriched, and into the lake again."
+    import tempfile
+
+    from shopai.core.lake import Lake
+    from shopai.events.ingest import ingest_from_settings, serve_ingest
+    from shopai.events.replay import open_target, read_recorded, replay
+    from shopai.events.wire import Door
+
+    lake, started = Lake.from_settings(settings), time.perf_counter()
+    (first,), = lake.read("events", as_="duckdb").aggregate("max(event_time) - interval 7 days").fetchall()
+    week = f"event_time > '{first.isoformat()}'"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "week.parquet"
+        lake.read("events", where=week).to_parquet(file)
+        lake.delete("events", week)
+        sent = replay(read_recorded(str(file)), open_target(settings.bus_location, Door.from_settings(settings)))
+    ingest = ingest_from_settings(settings)
+    with _ingest_display() as tell: done = serve_ingest(ingest, once=True, tell=tell, wait=.05)
+    ingest.close()
+    out.print(f"its last week came over the bus: {sent.sent:,} events sent; in the lake {_landed(done)}; {time.perf_counter() - started:.1f} s", soft_wrap=True)
 
 
 def _stop(server: subprocess.Popen, patience: float = 15) -> None:
