@@ -307,12 +307,20 @@ def test_the_address_of_a_sender(tmp_path, monkeypatch, proxies, forwarded, foun
     monkeypatch.setenv("SHOPAI_SERVE_TRUSTED_PROXIES", str(proxies))
     client = Client(tmp_path)
     client._transport.client = ("192.0.2.1", 5)
-    headers = [("x-forwarded-for", value) for value in forwarded] + [("user-agent", "Tester/1")]
+    headers = [("x-forwarded-for", value) for value in forwarded] + [("user-agent", "Tester/1"), ("sec-fetch-site", "same-origin")]
     of_visitor = {"event": "Product Viewed", "context": {"ip": "198.51.100.77", "userAgent": "Phone/2"}}  # a shop's server speaks of its visitor
     assert client.post(EVENTS, json={"events": [view(), view(ip="198.51.100.77", user_agent="Phone/2"), of_visitor]}, headers=headers).status_code == 202
     from_browser, *from_server = client.kept()
     assert (from_browser.get("ip"), from_browser["user_agent"]) == (found, "Tester/1")
     assert [(event["ip"], event["user_agent"]) for event in from_server] == [("198.51.100.77", "Phone/2")] * 2
+
+
+def test_a_shops_server_is_no_visitor(tmp_path):
+    "It sends for everybody: its address and agent would make one fast bot of all customers."
+    with Client(tmp_path) as client:
+        assert client.post(EVENTS, json={"events": [view()]}, headers={"user-agent": "python-requests/2.34"}).status_code == 202
+        (kept,) = client.kept()
+    assert not {"ip", "user_agent"} & set(kept)
 
 
 @pytest.mark.parametrize(("name", "value"), [("ORIGINS", "*"), ("ORIGINS", "https://shop.example/"), ("ORIGINS", "https://ok.example, shop.example"),
@@ -408,7 +416,7 @@ def test_two_workers_lose_nothing_they_answered_for_when_they_are_killed(tmp_pat
                 ids = [event["event_id"] for event in events]
                 sent[ids[0]] = ids
                 try:
-                    if server.ask(EVENTS, {"events": events}, {"X-Forwarded-For": "203.0.113.9"})[0] == 202: answered.update(ids)
+                    if server.ask(EVENTS, {"events": events}, {"X-Forwarded-For": "203.0.113.9", "Origin": server.address})[0] == 202: answered.update(ids)
                 except (OSError, HTTPException, ValueError):  # the answer broke off, before or in the middle
                     return
 
@@ -437,7 +445,7 @@ def test_a_long_body_is_refused_before_it_is_sent_and_no_log_holds_an_event(bund
             assert b" 413 " in connection.recv(4096).splitlines()[0]
         with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), timeout=10) as connection:  # and one that hangs up in the middle
             connection.sendall(b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        forwarded = {"X-Forwarded-For": "203.0.113.99", "User-Agent": "Tell-Tale/1"}
+        forwarded = {"X-Forwarded-For": "203.0.113.99", "User-Agent": "Tell-Tale/1", "Sec-Fetch-Site": "same-origin"}
         assert server.ask(EVENTS, {"events": [view(user_id="jane@example.com", search_term="a secret wish")]}, forwarded)[0] == 202
         assert server.ask(EVENTS, {"events": [view(event_name="Jane Doe")]}, forwarded)[0] == 422
         assert server.ask(ASK, {"user_id": "a"})[0] == 200

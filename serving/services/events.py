@@ -70,6 +70,15 @@ def client_address(request: Request, trusted_proxies: int) -> str | None:
     except ValueError: return None
 
 
+def visitor(request: Request, trusted_proxies: int) -> tuple[str | None, str | None]:
+    """Address and agent of the visitor whose browser sent this: browsers say `Origin` or `Sec-Fetch-Site`.
+
+    A shop's own server speaks for all its customers; its address and agent would make one machine of them. It says `ip` and `user_agent` in each event.
+    """
+    if not {"origin", "sec-fetch-site"} & set(request.headers.keys()): return None, None
+    return client_address(request, trusted_proxies), request.headers.get("user-agent")
+
+
 class Intake:
     "Takes events: opens the bus when the first ones come, and lets a few threads wait for it, so that nobody else does."
 
@@ -180,13 +189,14 @@ async def events(request: Request) -> JSONResponse:
     `event_id`, so none counts twice. An event without an `event_id` gets a new one each time it is sent.
 
     E-mail addresses, names and other texts that identify a person are replaced by pseudonyms or dropped before anything is kept, and `notes` say so. Without
-    consent for analytics an event keeps no identifier.
+    consent for analytics an event keeps no identifier. The visitor's address and agent are those of the browser that sends; a server that sends for its
+    customers says `ip` and `user_agent` in each event.
     """
     app = request.app.state
     check_origin(request, app.serve.allowed_origins)
     try: body = await request.body()
     except ClientDisconnect: raise Problem(400, "invalid-json", "the body ended early") from None  # nobody is left to read it; it keeps the log clean
-    verdicts = await app.intake.take(body, client_address(request, app.serve.trusted_proxies), request.headers.get("user-agent"))
+    verdicts = await app.intake.take(body, *visitor(request, app.serve.trusted_proxies))
     accepted = sum(verdict["status"] == "accepted" for verdict in verdicts)
     told = {"request_id": request.state.request_id, "accepted": accepted, "refused": len(verdicts) - accepted, "events": verdicts}
     return JSONResponse(told, 202)
