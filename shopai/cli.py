@@ -247,9 +247,8 @@ def _until_stopped() -> Iterator["Event"]:
 
 def _landed(landed) -> str:
     "Where records went, in one line."
-    parts = [f"{landed.events:,} events", *(f"{count:,} repeated ({kind})" for kind, count in landed.duplicates.items()),
-             *(f"{count:,} in quarantine" for count in [sum(landed.quarantined.values())] if count), *(f"{count:,} unreadable" for count in [landed.dead] if count)]
-    return ", ".join(parts)
+    others = {"repeated": sum(landed.duplicates.values()), "in quarantine": sum(landed.quarantined.values()), "unreadable": landed.dead}
+    return ", ".join([f"{landed.events:,} events", *(f"{count:,} {what}" for what, count in others.items() if count)])
 
 
 @contextmanager

@@ -59,11 +59,16 @@ _TABLE = """CREATE TABLE IF NOT EXISTS records (
     sent_at  REAL NOT NULL  -- seconds since 1970
 )"""
 
+# Its folder may be lost and made anew; then it is another queue, and a reader must not go on at the numbers of the old one.
+_IDENTITY = "CREATE TABLE IF NOT EXISTS identity (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)"
+
+# %% ../../nbs/events/20_bus.ipynb #335fde9d
 def _connect(path: Path, timeout: float) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)  # no implicit transactions; a lock guards it
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"): connection.execute(f"PRAGMA {pragma}")
-    connection.execute(_TABLE)
+    for table in (_TABLE, _IDENTITY): connection.execute(table)
+    if not connection.execute("SELECT id FROM identity").fetchone(): connection.execute("INSERT OR IGNORE INTO identity VALUES (1, lower(hex(randomblob(4))))")
     return connection
 
 # %% ../../nbs/events/20_bus.ipynb #3b0bd834
@@ -174,7 +179,7 @@ def _read(file: _Guarded, position: int, most: int) -> list[Record]:
     with file.open() as connection:
         found = connection.execute(_SELECT, (position, most)).fetchall()
         end = None if found else _end(connection)
-    if not found: refuse_future(file.name, 0, position, end, f"`follow({{0: {position}}})` makes its records follow on")
+    if not found: refuse_future(file.name, 0, position, end, "start the reader anew")
     elif found[0][1] > position: warn_of_gap(file.name, 0, position, found[0][1])  # the numbers have no other gaps: a send that fails gives its numbers back
     return [Record(*row) for row in found]
 
@@ -186,15 +191,6 @@ def _remove_piece(file: _Guarded, before: int) -> int:
         until = min(before, _begin(connection) + _PIECE)
         return connection.execute('DELETE FROM records WHERE "offset" < ?', (until,)).rowcount
 
-# %% ../../nbs/events/20_bus.ipynb #81391f30
-def _shift(connection: sqlite3.Connection, by: int) -> None:
-    "Add a number to all offsets, and to the next."
-    end = _end(connection)
-    connection.execute('UPDATE records SET "offset" = -"offset"')  # by way of the negative numbers, since no number may stand twice on the way
-    connection.execute('UPDATE records SET "offset" = ? - "offset"', (by,))
-    connection.execute("DELETE FROM sqlite_sequence WHERE name = 'records'")
-    connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('records', ?)", (end - 1 + by,))
-
 # %% ../../nbs/events/20_bus.ipynb #7e7763ca
 class LocalBus:
     "A durable queue in one SQLite file, for all processes of one machine."
@@ -204,9 +200,14 @@ class LocalBus:
         folder: str | Path,      # is made if it is missing
         topic: str = "events",   # the file's name
     ):
-        self.name = f"local/{checked_topic(topic)}"
+        self._label = f"local/{checked_topic(topic)}"
         self.path = Path(folder).absolute() / f"{topic}.db"
-        self._file = _Guarded(self.path, self.name)
+        self._file = _Guarded(self.path, self._label)
+
+    @property
+    def name(self) -> str:
+        "`local/<topic>/<id of the file>`. Raises `BusUnavailable`."
+        with self._file.open() as connection: return f"{self._label}/{connection.execute('SELECT id FROM identity').fetchone()[0]}"
 
     def send(
         self,
@@ -254,14 +255,6 @@ class LocalBus:
         if removed:
             with self._file.open() as connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the write-ahead log has copies of them
         return removed
-
-    def follow(
-        self,
-        positions: Mapping[int, int],  # {0: next offset that a reader wants}
-    ) -> None:
-        "Let a log that is younger than its reader's position number on from there."
-        with self._file.open() as connection, _transaction(connection):
-            if (by := positions.get(0, 0) - _begin(connection)) > 0: _shift(connection, by)
 
     def close(self) -> None:
         "Close the file. The next use opens it again."

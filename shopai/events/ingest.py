@@ -257,6 +257,7 @@ class Ingest(_Committing):
         wait: float = 1.0,   # seconds, for the first one
     ) -> Landed | None:  # None: nothing has come
         "Take the next batch."
+        if self.bus.name != self.done.queue: self.resume()  # its folder was lost and made anew: it is another queue
         records = self.bus.read(self.at, most, wait)
         return self.land(records) if records else None
 
