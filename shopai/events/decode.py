@@ -62,8 +62,8 @@ def _read_lines(lines: list[bytes]) -> pa.Table | None:
 
 # %% ../../nbs/events/25_decode.ipynb #21bfd6ce
 _ID_SUSPECT = r"[^0-9A-Za-z_-]|^00[0-9]*$|^[0-9]*-[0-9-]*$"  # what `identifying` might say yes to
-_TEXT_SUSPECT = "[@%0-9:]"  # what `scrub` might change
-_MACHINE_SUSPECT = "@|%40"
+_TEXT_SUSPECT = "[@%0-9:＠０-９]"  # what `scrub` might change
+_MACHINE_SUSPECT = "[@＠]|%(25)*40"
 
 def _names_someone(ids: pa.ChunkedArray) -> bool:
     suspects = ids.filter(pc.match_substring_regex(ids, _ID_SUSPECT))
@@ -147,7 +147,10 @@ def _nobody_named(columns: dict[str, Column], key: bytes | None) -> None:
     for name in _IDS: columns[name] = each_distinct(columns[name], stand_in, _ID_SUSPECT)
     for name in _FREE: columns[name] = each_distinct(columns[name], scrub, _TEXT_SUSPECT)
     columns["model_version"] = each_distinct(columns["model_version"], machine_text, _MACHINE_SUSPECT)
-    columns["event_name"] = each_distinct(columns["event_name"], lambda name: SEGMENT_ALIASES.get(name, name), " ")
+    columns["currency"] = each_distinct(columns["currency"], _unnamed, _ID_SUSPECT)
+    columns["event_name"] = each_distinct(columns["event_name"], lambda name: SEGMENT_ALIASES.get(name) or _unnamed(name), _ID_SUSPECT)
+
+def _unnamed(text: str) -> str: return "(not shown)" if identifying(text) else text  # neither event nor currency: it will be in the quarantine, and may be a person
 
 # %% ../../nbs/events/25_decode.ipynb #55a72063
 def _visitor(columns: dict[str, Column], allowed: Column, key: bytes) -> Column:

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 from ipaddress import ip_address
+from urllib.parse import unquote
 
 # %% ../../nbs/events/10_privacy.ipynb #a934f0ef
 _PSEUDONYM = re.compile("p-[0-9a-f]{32}")
@@ -46,11 +47,22 @@ def _ipv6(match: re.Match) -> str:
     try: return "[ip]" if ip_address(match[0]) and match[0] != "::" else match[0]
     except ValueError: return match[0]
 
-def _scrub_once(text: str) -> str:
-    return _PHONE.sub("[phone]", _IPV4.sub("[ip]", _IPV6.sub(_ipv6, _EMAIL.sub("[email]", text))))
+def _cut(text: str) -> str: return _PHONE.sub("[phone]", _IPV4.sub("[ip]", _IPV6.sub(_ipv6, _EMAIL.sub("[email]", text))))
 
 # %% ../../nbs/events/10_privacy.ipynb #c557c342
-_SUSPECT = re.compile("[@%0-9:]")  # without any of these a text holds no address
+_WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}  # Unicode's full-width forms of ! to ~
+
+def _plain(text: str) -> str:
+    while (plain := unquote(text)) != text: text = plain
+    return text.translate(_WIDE)
+
+def _scrub_once(text: str) -> str:
+    clean = _cut(text)
+    plain = _plain(clean)
+    return clean if (bare := _cut(plain)) == plain else bare
+
+# %% ../../nbs/events/10_privacy.ipynb #7bde2ca0
+_SUSPECT = re.compile("[@%0-9:＠０-９]")  # without any of these a text holds no address
 
 def scrub(
     text: str,  # what a visitor typed, a campaign's name, …

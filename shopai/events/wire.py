@@ -8,6 +8,7 @@ __all__ = ['Text', 'SearchTerm', 'UserAgent', 'Name', 'Amount', 'Currency', 'STY
 
 # %% ../../nbs/events/15_wire.ipynb #8dc7c9bb
 import json
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -273,11 +274,13 @@ _IDS = ("user_id", "anonymous_id", "session_id", "transaction_id", "request_id")
 _FREE = ("search_term", "channel", "campaign", "device_type", "country", "region", "city", "timezone")
 _NO_KEY = "it may name a person, and SHOPAI_PSEUDONYM_KEY is not set"
 
+_MAIL_SIGN = re.compile("[@＠]|%(?:25)*40")
+
 def machine_text(
     text: str,  # an item's or a model's name: 0049… may be a bar code here, so only e-mail addresses are cut out
 ) -> str:
     "What a machine wrote, without e-mail addresses."
-    return scrub(text) if "@" in text or "%40" in text else text
+    return scrub(text) if _MAIL_SIGN.search(text) else text
 
 # %% ../../nbs/events/15_wire.ipynb #75815541
 def _name_nobody(event: WireEvent, key: bytes | None) -> None:
