@@ -237,6 +237,11 @@ def test_a_session_in_another_zone_is_refused(spark, tmp_path):
 def test_a_silent_bus_ends_a_drain_and_not_a_service(spark, tmp_path, monkeypatch):
     bus = open_bus(tmp_path / "bus")
     bus.send(RECORDS[:5])
+
+    def silent(batches):
+        raise BusUnavailable("kafka/shop.events: silent")
+        yield from batches
+
     ingest = spark_ingest(spark, tmp_path / "bus", Lake(tmp_path / "lake"))
     monkeypatch.setattr(ingest, "land", lambda records: records.sparkSession.range(1).mapInArrow(silent, "id long").collect())
     with pytest.raises(BusUnavailable, match="kafka/shop.events: silent$"): by_spark.serve_spark_ingest(ingest, once=True, patience=0)
@@ -248,11 +253,6 @@ def test_a_silent_bus_ends_a_drain_and_not_a_service(spark, tmp_path, monkeypatc
     assert told == ["kafka/shop.events: silent"] * 2
     ingest.close()
     bus.close()
-
-
-def silent(batches):
-    raise BusUnavailable("kafka/shop.events: silent")
-    yield from batches
 
 
 def test_the_secret_is_nowhere_to_be_seen(spark, tmp_path):
