@@ -46,7 +46,8 @@ def make_events(n: int, seed: int = 0) -> Iterator[dict]:
         kind = rng.choices(["view_item", "search", "add_to_cart", "purchase"], [75, 12, 10, 3])[0]
         happened = now - timedelta(hours=rng.uniform(1, 24)) if rng.random() < .02 else now
         event = {"event_id": f"b{number:08d}", "event_name": kind, "event_time": happened.isoformat(), "anonymous_id": f"a{visitor}",
-                 "consent": rng.random() > .1, "ip": addresses[visitor % len(addresses)], "user_agent": AGENTS[visitor % len(AGENTS)], "channel": "organic", "at": now}
+                 "consent": rng.random() > .1, "ip": addresses[visitor % len(addresses)], "user_agent": AGENTS[visitor % len(AGENTS)],
+                 "channel": "organic", "at": now}
         if visitor % 4 == 0: event["user_id"] = f"u{visitor}"
         if kind == "search": event["search_term"] = f"{rng.choice(WORDS)} {rng.choice(WORDS)}"
         else: event["item_id"] = f"i{rng.randrange(2_000)}"
@@ -99,7 +100,8 @@ def ingest(home: Path, location: str, batch: int) -> dict:
     done = serve_ingest(running, once=True, most=batch, wait=.05, patience=120)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return {"records": done.records, "rows": done.rows, "events": done.events, "repeated": sum(done.duplicates.values()),
-            "quarantined": sum(done.quarantined.values()), "seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "records_per_second": round(done.records / seconds), "geo": geo.is_file()}
+            "quarantined": sum(done.quarantined.values()), "seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3),
+            "records_per_second": round(done.records / seconds), "geo": geo.is_file()}
 
 
 @contextmanager
