@@ -10,7 +10,7 @@ import narwhals as nw
 from narwhals.typing import IntoFrameT
 
 from .duplicates import arranged, as_given, by_arrival, opens_event
-from .sessions import NEVER, SECOND, plain, with_micros, stacked
+from .sessions import NEVER, SECOND, plain, recent, stacked, with_micros
 
 # %% ../../nbs/events/37_rates.ipynb #85802c41
 MOST = 120  # events of one client in a minute
@@ -30,13 +30,13 @@ def _counted(frame, rates):
     return frame.with_columns(_events=so_far).with_columns(_events=nw.col("_events") + nw.col("_events0").fill_null(0).cast(nw.Int64))
 
 # %% ../../nbs/events/37_rates.ipynb #fad3e45e
-_KEPT = 10  # minutes; no two events in a queue are stamped that far out of order
+_KEPT = 10  # minutes; no two events of a partition are stamped that far out of order
 
 def _remember(frame, rates):
     counts = frame.filter(~nw.col("client").is_null()).select("client", minute="_minute", events="_events")
     both = counts if rates is None else stacked(rates.select("client", "minute", "events"), counts)
     both = both.group_by("client", "minute").agg(nw.col("events").max())
-    return both.filter(nw.col("minute") > nw.col("minute").max() - _KEPT)
+    return recent(both, "minute", frame, "_minute", _KEPT)
 
 # %% ../../nbs/events/37_rates.ipynb #98837495
 def with_reason(
