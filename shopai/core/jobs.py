@@ -229,11 +229,19 @@ def _read(lines: Iterator[str], path: Path, on_cell: Callable[[int], Any]) -> No
             if cell := re.match(r"Executing Cell (\d+)-", line): on_cell(int(cell[1]))
 
 # %% ../../nbs/core/65_jobs.ipynb #858bfe83
+_NO_PLACES = ("timezone", "unsaid_consent")
+
+def _variable(name: str, value: Any) -> str:
+    "A setting as a variable; places become absolute, since the notebook runs in the project's folder."
+    if isinstance(value, Path): return str(value.absolute())
+    return value if name in _NO_PLACES or not value or "://" in value else str(Path(value).absolute())
+
+# %% ../../nbs/core/65_jobs.ipynb #2f76430b
 def _environment(settings: Settings) -> dict[str, str]:
-    "This process's environment with the settings in force; places become absolute, since the notebook runs in the project's folder."
-    def text(value: Any) -> str: return str(value.absolute() if isinstance(value, Path) else value if not value or "://" in value else Path(value).absolute())
+    "This process's environment with the settings in force. A secret is passed on only by the environment itself."
     polite = {"OMP_WAIT_POLICY": "PASSIVE"}  # PyTorch's threads that spin while they wait make a fit several times slower as soon as another program runs
-    return {**polite, **os.environ, **{f"SHOPAI_{name.upper()}": text(value) for name, value in settings.model_dump().items()}}
+    told = settings.model_dump(exclude={"pseudonym_key"}, exclude_none=True)
+    return {**polite, **os.environ, **{f"SHOPAI_{name.upper()}": _variable(name, value) for name, value in told.items()}}
 
 # %% ../../nbs/core/65_jobs.ipynb #8ad123bc
 @contextmanager
