@@ -31,7 +31,7 @@ _EMAIL = re.compile(r"""[^\s@,;:<>"()\[\]{}/?&=|\\]{1,64}(?:@|%40)(?=[\w.-]{0,25
 # %% ../../nbs/events/10_privacy.ipynb #1c3b53cd
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"(?<![\w.])(?:{_OCTET}\.){{3}}{_OCTET}(?!\w|\.[0-9])")
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,7}(?:[0-9a-fA-F]{1,4}|[0-9.]{7,15})?(?![\w:])")  # candidates; `ip_address` decides: 12:30:45 is none
+_IPV6 = re.compile(r"(?<![\w:.])(\w{0,20}[g-zG-Z_]\w{0,20}:)?((?:[0-9a-fA-F]{0,4}:){2,7}(?:[0-9a-fA-F]{1,4}|[0-9.]{7,15})?)(?![\w:])")  # candidates; `ip_address` decides: 12:30:45 is none
 
 # %% ../../nbs/events/10_privacy.ipynb #47a1c43c
 _DATED = r"(?!(?:19|20)[0-9]{2}[-./][0-9]{1,2}[-./]|[0-9]{1,2}[-./ ][0-9]{1,2}[-./ ](?:19|20)[0-9]{2}(?![0-9]))"
@@ -44,7 +44,8 @@ _PHONE = re.compile(rf"""(?<![\w.+-])(?:
 
 # %% ../../nbs/events/10_privacy.ipynb #c305c0be
 def _ipv6(match: re.Match) -> str:
-    try: return "[ip]" if ip_address(match[0]) and match[0] != "::" else match[0]
+    label, address = match[1] or "", match[2]
+    try: return label + "[ip]" if ip_address(address) and address != "::" else match[0]
     except ValueError: return match[0]
 
 def _cut(text: str) -> str: return _PHONE.sub("[phone]", _IPV4.sub("[ip]", _IPV6.sub(_ipv6, _EMAIL.sub("[email]", text))))
