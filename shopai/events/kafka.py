@@ -222,7 +222,7 @@ class _Reader:
 
     def _fetch(self, most: int, wait: float) -> list[Any]:
         first = self.consumer.poll(wait)
-        return [] if first is None else [first, *(self.consumer.consume(most - 1, .02) if most > 1 else [])]
+        return [] if first is None else [first, *(self.consumer.consume(min(most, 1_000_000) - 1, .02) if most > 1 else [])]  # librdkafka gives no more at a time
 
     def _sort(self, messages: list[Any]) -> tuple[list[Record], set[int]]:
         "Records, and partitions whose position isn't there."
