@@ -269,7 +269,9 @@ def open_bus(
 ) -> Bus:
     "The queue of a topic; it is made when it is first used. Raises `UsageError` for a location that is none."
     scheme, found, _ = str(location).partition("://")
-    if not found and scheme: return LocalBus(location, topic)
+    if not found and scheme:
+        if in_the_way := [part for part in (Path(location), *Path(location).parents) if part.is_file()]: raise UsageError(f"{_WHERE}; {in_the_way[0]} is a file")
+        return LocalBus(location, topic)
     if scheme != "kafka": raise UsageError(f"{_WHERE}, got {scheme + found!r}")  # the rest might hold a password
     from shopai.events.kafka import KafkaBus
     return KafkaBus(str(location), topic)

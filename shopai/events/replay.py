@@ -179,7 +179,6 @@ def _frame_or_relation(what: str, lake: "Lake | None", version: int | None, sour
         found = load_source(source, what)
         return _relation(found.events), Counter(found.rejected["reason"].value_counts().to_dict())
     if what == "events" and lake is not None: return lake.read("events", version=version, as_="duckdb"), Counter()
-    if version is not None: raise UsageError(f"version is of the lake's table events, got {what!r}")
     if path.suffix not in (".parquet", ".csv"): raise UsageError(f"what must be events (the lake's table), or a file: .parquet, .csv, .jsonl or .ndjson; got {what!r}")
     rows, refused = _checked(_read_table(path))
     return _relation(rows), refused
@@ -210,6 +209,7 @@ def read_recorded(
     now: dt.datetime | None = None,  # default the clock's
 ) -> Recording:
     "Recorded events in the order of their arrival. JSON lines are held in memory. Raises `UsageError` for what can't be read."
+    if version is not None and (source is not None or what != "events"): raise UsageError(f"version is of the lake's table events, got {what!r}")
     if source is None and Path(what).suffix in (".jsonl", ".ndjson"):
         events, refused = _read_lines(Path(what), door)
         total, last = len(events), max((dt.datetime.fromisoformat(event["event_time"]) for event in events), default=None)
@@ -334,11 +334,12 @@ class ApiTarget:
         headers: Mapping[str, str] | None = None,  # such as a gateway's key
         timeout: float = 30.,  # seconds
     ):
-        parts = urlsplit(address)
+        try: port = (parts := urlsplit(address)).port
+        except ValueError: parts = urlsplit("")  # [::1 lacks a bracket, 99999 is no port
         if parts.scheme not in ("http", "https") or not parts.hostname: raise UsageError(f"to must be an address such as http://localhost:8000, got {address!r}")
         make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self.address, self.headers = address, dict(headers or {})
-        self._connection, self._path = make(parts.hostname, parts.port, timeout=timeout), f"{parts.path.rstrip('/')}/v1/events"
+        self._connection, self._path = make(parts.hostname, port, timeout=timeout), f"{parts.path.rstrip('/')}/v1/events"
 
     def send(self, events: Sequence[dict[str, Any]]) -> Counter[str]:
         "As in `Target`. Raises `UsageError` where the address is no API for events."
