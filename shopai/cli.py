@@ -278,6 +278,7 @@ def events_ingest(
     once: Annotated[bool, typer.Option("--once", help="Take in what is there, then end.")] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, max=1_000_000, help="Records that land in one commit, at most.")] = 20_000,
     wait: Annotated[float, typer.Option("--wait", min=.01, max=60, help="Seconds between two looks at an empty bus.")] = 1.0,
+    spark: Annotated[bool, typer.Option("--spark", help="The same job as Spark Structured Streaming, for a shop that outgrows one machine.")] = False,
 ) -> None:
     """Take events from the bus, enrich them, and put them into the lake, each exactly once.
 
@@ -664,7 +665,7 @@ def demo(
     port: Port = 8000,
     stop: Annotated[bool, typer.Option("--stop", help="Stop after the example calls instead of serving on.")] = False,
 ) -> None:
-    "The whole loop: a shop's data into the lake, train, judge, publish, serve; then three example calls."
+    "The whole loop: a shop's data into the lake, its last week over the bus, train, judge, publish, serve; then four example calls."
     from shopai.core.jobs import find_notebook, find_profile
 
     settings, started = get_settings(), time.perf_counter()
@@ -761,6 +762,17 @@ def _example_calls(address: str, server: subprocess.Popen, settings: Settings, p
         answer = _get(f"{address}{path}", body)
         for item in answer["items"]:
             out.print(f"  {item['rank']}. {item['title'] or 'no title'}  ({item['item_id']}, score {item['score']:.3f})", soft_wrap=True)
+    _example_event(address, user, items[-1])
+
+
+def _example_event(address: str, user: str, item: str) -> None:
+    "Send what a visitor does, as the shop's pages would, and say where it goes."
+    event = {"event_name": "add_to_cart", "user_id": user, "session_id": "demo", "item_id": item, "consent": True}
+    body = {"events": [event]}
+    out.print("\nwhat a customer does, sent by the shop", style="bold")
+    out.print(f"curl -s -X POST '{address}/v1/events' -H 'Content-Type: application/json' -d '{json.dumps(body)}'", soft_wrap=True)
+    verdict, = _get(f"{address}/v1/events", body)["events"]
+    out.print(f"  {verdict['status']}: event {verdict['event_id']} is safe on the bus; into the lake with: shopai events ingest --once", soft_wrap=True)
 
 
 def _example_customer(settings: Settings) -> tuple[str, list[str]]:

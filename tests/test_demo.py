@@ -34,11 +34,12 @@ def listens(port: int) -> bool:
 
 def test_the_demo_shows_the_whole_loop(home: Path, port: int):
     shown = done(home, "demo", "--stop", "--port", port)
-    told = "1 · ", "a simulated shop: ", "orders of ", "pictures: ", "2 · ", "ndcg@10", "promoted: ", "3 · ", "curl -s -X POST", "ready after"
+    told = ("1 · ", "a simulated shop: ", "orders of ", "pictures: ", "its last week came over the bus: ", "2 · ", "ndcg@10", "promoted: ", "3 · ",
+            "curl -s -X POST", "is safe on the bus", "ready after")
     steps = [shown.index(step) for step in told]
     assert steps == sorted(steps)
     calls = re.findall(r"^curl -s.*$", shown, re.MULTILINE)
-    assert len(calls) == 3 and all(f"http://127.0.0.1:{port}/v1/" in call for call in calls)
+    assert len(calls) == 4 and all(f"http://127.0.0.1:{port}/v1/" in call for call in calls)
     assert len(re.findall(r"^  [123]\. \S.* \(\S+, score \d", shown, re.MULTILINE)) == 9 and "no title" not in shown
     assert champion(home)["version"] == runs(home)[0].name
     assert not listens(port)  # --stop
@@ -57,6 +58,9 @@ def test_the_demo_serves_until_it_is_stopped_and_its_examples_work(home: Path, p
             address, body = re.search(r"'(http\S+)'", call)[1], re.search(r"-d '(.*)'$", call)
             request = urllib.request.Request(address, body and body[1].encode(), {"Content-Type": "application/json"})  # noqa: S310 - our own server
             with urllib.request.urlopen(request, timeout=10) as answer: told = json.load(answer)  # noqa: S310
+            if address[1].endswith("/v1/events"):
+                assert (told["accepted"], told["refused"]) == (1, 0)
+                continue
             assert told["model_version"] == before["version"] and told.get("fallback") is None
             assert all(f"  {item['rank']}. {item['title']}  ({item['item_id']}, score {item['score']:.3f})" in shown for item in told["items"])
         process.send_signal(signal.SIGTERM)
