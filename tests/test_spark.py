@@ -185,12 +185,17 @@ def test_a_checkpoint_of_another_lake_is_refused(spark, tmp_path):
     bus.send(RECORDS[:20])
     for number in (1, 2):
         ingest = spark_ingest(spark, tmp_path / "bus", Lake(tmp_path / f"lake{number}"))
-        if number == 1: by_spark.serve_spark_ingest(ingest, once=True, checkpoint=checkpoint)
+        if number == 1:
+            by_spark.serve_spark_ingest(ingest, once=True, checkpoint=checkpoint)
+            bus.send(RECORDS[20:40])
         else:
             with pytest.raises(UsageError, match="belongs to another lake"): by_spark.serve_spark_ingest(ingest, once=True, checkpoint=checkpoint)
+            stream = ingest.stream().writeStream.format("noop").option("checkpointLocation", str(tmp_path / "done"))
+            stream.trigger(availableNow=True).start().awaitTermination()
+            with pytest.raises(UsageError, match="has come to the end"): by_spark.serve_spark_ingest(ingest, once=True, checkpoint=str(tmp_path / "done"))
             assert not ingest.lake.exists("events")
         ingest.close()
-        bus.send(RECORDS[20:40])
+    bus.close()
 
 
 def test_what_was_trimmed_is_told_and_what_is_missing_is_waited_for(tmp_path, caplog):

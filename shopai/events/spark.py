@@ -342,10 +342,11 @@ class _Service:
 
     def __init__(self, ingest: SparkIngest, stop: threading.Event, tell: Callable[[Progress], Any], upkeep: int):
         self.ingest, self.stop, self.tell, self.upkeep = ingest, stop, tell, upkeep
-        self.done, self.batches, self.error, self.working = Landed(0, 0, 0), 0, None, threading.Lock()
+        self.done, self.batches, self.called, self.error, self.working = Landed(0, 0, 0), 0, 0, None, threading.Lock()
 
     def batch(self, records: "DataFrame", number: int) -> None:
         "What Spark calls."
+        self.called += 1
         try:
             with self.working:
                 if self.stop.is_set(): raise _Stopped
@@ -386,13 +387,16 @@ def serve_spark_ingest(
     upkeep: int = 200,    # batches between two rounds of `tidy`
 ) -> Landed:  # everything since the start
     "Take the bus into the lake. Raises `Overtaken`, and `BusUnavailable` where `once` lost its patience."
-    service, heard = _Service(ingest, stop or threading.Event(), tell, upkeep), time.monotonic()
+    service, heard, idle = _Service(ingest, stop or threading.Event(), tell, upkeep), time.monotonic(), 0
     trigger = {"availableNow": True} if once else {"processingTime": f"{every} seconds"}
     while not service.stop.is_set():
         with tempfile.TemporaryDirectory(prefix="shopai-checkpoint-") as fresh:
             try:
+                called = service.called
                 service.run(ingest.stream(most), trigger, checkpoint or fresh)
                 if once and ingest.lag() == 0: break
+                idle = idle + 1 if service.called == called else 0
+                if idle == 3: raise UsageError(f"checkpoint: it has come to the end of {ingest.bus.name}, the lake has not; it belongs to another lake, or this one was set back: delete it")
                 heard = time.monotonic()
             except BusUnavailable as error:
                 tell(Progress(service.done, None, None, str(error)))
