@@ -287,16 +287,32 @@ def events_ingest(
     SHOPAI_BUS names the bus (a folder, or kafka://host:port/prefix), SHOPAI_GEO_DATABASE a MaxMind database, SHOPAI_TIMEZONE the shop's time zone.
 
     shopai events ingest --once
+
+    shopai events ingest --spark --batch 200000 --wait 10
     """
-    from shopai.events.ingest import Overtaken, ingest_from_settings, serve_ingest
+    from shopai.events.ingest import Overtaken
 
     settings = get_settings()
     with _until_stopped() as stop, _ingest_display() as tell:
-        ingest = ingest_from_settings(settings)
-        try: done = serve_ingest(ingest, once, stop, tell, batch, wait)
+        try: done = _by_spark(settings, once, stop, tell, batch, wait) if spark else _in_process(settings, once, stop, tell, batch, wait)
         except Overtaken as error: _failed(str(error))
-        finally: ingest.close()
-    out.print(f"{_landed(done)} · {ingest.lake.location}", soft_wrap=True)
+    out.print(f"{_landed(done)} · {settings.lake_location}", soft_wrap=True)
+
+
+def _in_process(settings: Settings, once: bool, stop: "Event", tell: Callable, batch: int, wait: float):
+    "Ingest on one core."
+    from shopai.events.ingest import ingest_from_settings, serve_ingest
+
+    ingest = ingest_from_settings(settings)
+    try: return serve_ingest(ingest, once, stop, tell, batch, wait)
+    finally: ingest.close()
+
+
+def _by_spark(settings: Settings, once: bool, stop: "Event", tell: Callable, batch: int, wait: float):
+    "Ingest on as many machines as Spark has."
+    from shopai.events.spark import spark_ingest
+
+    return spark_ingest(settings, once=once, stop=stop, tell=tell, every=wait, most=batch)
 
 
 @events_app.command("status")
