@@ -93,15 +93,11 @@ _MADE = "^v[0-9a-f]{16}-[0-9]+$"  # a session id that was made here
 # %% ../../nbs/events/45_memory.ipynb #c5783ede
 _OPEN = """
 with came as (
-    select session_id, session_events, epoch_us(event_time) as happened, epoch_us(coalesce(received_at, event_time)) as clock, cast(round(session_seconds * 1e6) as bigint) as so_far
-    from rows where session_id is not null and session_seconds is not null and coalesce(received_at, event_time) >= to_timestamp({since})
-), begun as (
-    select *, max(happened - so_far) over (partition by session_id) as begin_us from came
-), opened as (
-    select *, min(case when happened - so_far = begin_us then clock end) over (partition by session_id) as begin_clock from begun
+    select session_id, session_events as events, epoch_us(event_time) as happened, epoch_us(coalesce(received_at, event_time)) as clock, cast(round(session_seconds * 1e6) as bigint) as so_far
+    from rows where session_id is not null and session_seconds is not null and coalesce(received_at, event_time) >= to_timestamp({before})
 )
-select session_id, any_value(begin_us) as start, max(begin_us + so_far) as last, max(session_events) as events, max(clock) as seen
-from opened where clock >= begin_clock group by session_id
+select session_id, max(happened - so_far) as start, start + max(so_far) filter (clock >= {since}) as last, max(events) filter (clock >= {since}) as events, max(clock) as seen
+from came group by session_id having max(clock) >= {since}
 """
 
 # %% ../../nbs/events/45_memory.ipynb #d2ef9fa5
@@ -110,7 +106,8 @@ def _open_sessions(lake: Lake) -> "pd.DataFrame":
     import duckdb
     events = lake.read("events", ["session_id", "event_time", "received_at", "session_seconds", "session_events"], as_="duckdb")
     newest = duckdb.sql("select epoch_us(max(coalesce(received_at, event_time))) from events").fetchall()[0][0]
-    return events.query("rows", _OPEN.format(since=((newest or 0) - SILENCE) / 1e6)).to_df()
+    since = (newest or 0) - SILENCE
+    return events.query("rows", _OPEN.format(since=since, before=(since - SILENCE) / 1e6)).to_df()
 
 # %% ../../nbs/events/45_memory.ipynb #0586b97f
 def state_from_lake(
