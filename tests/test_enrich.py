@@ -3,6 +3,7 @@
 What is right is told by `told`, which reads the rules one row at a time, as one would with pencil and paper."""
 
 from collections import defaultdict
+from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 
 from shopai.core.lake import Lake
 from shopai.core.schema import EVENTS
-from shopai.events.decode import WIRE, hash64
+from shopai.events.bus import Record
+from shopai.events.decode import WIRE, decode, hash64
 from shopai.events.duplicates import ORDER
 from shopai.events.enrich import Enricher, State, in_pandas
 from shopai.events.memory import KeyMemory, state_from_lake
 from shopai.events.privacy import digest
+from shopai.events.wire import Door, read_event
 
 SECOND = 1_000_000
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
@@ -119,19 +122,16 @@ def answers_of(enriched) -> dict[tuple, tuple]:
     return found | {row[:3]: (row[3],) for row in to_pandas(enriched.duplicates)[[*ORDER, "duplicate"]].itertuples(index=False, name=None)}
 
 
-def in_pieces(rows: pd.DataFrame, cuts: list[int], enricher: Enricher, put=None) -> dict[tuple, tuple]:
-    """Enrich batch by batch, with what each leaves for the next. A batch has the records of each partition up to a cut; within it rows lie in any order.
-
-    `put` makes a frame of the engine from a pandas frame; without it, all stays in pandas."""
+def in_pieces(rows: pd.DataFrame, cuts: list[int], enricher: Enricher) -> dict[tuple, tuple]:
+    "Enrich batch by batch, with what each leaves for the next. A batch has the records of each partition up to a cut; within it rows lie in any order."
     found, state, known = {}, State(), None
     for first, end in zip([0, *cuts], [*cuts, 10**9], strict=True):
         batch = rows[rows["offset"].between(first, end - 1)].sample(frac=1, random_state=first)
         if batch.empty: continue
-        enriched = enricher.enrich(put(batch) if put else batch, state, put(known) if put and known is not None else known)
-        new, keys = answers_of(enriched), to_pandas(enriched.keys)
+        enriched = enricher.enrich(batch, state, known)
+        new = answers_of(enriched)
         assert not set(new) & set(found)
-        found, known = found | new, keys if known is None else pd.concat([known, keys])
-        state = State(put(to_pandas(enriched.state.sessions)), put(to_pandas(enriched.state.rates))) if put else enriched.state
+        found, state, known = found | new, enriched.state, enriched.keys if known is None else pd.concat([known, enriched.keys])
     return found
 
 
@@ -168,6 +168,36 @@ def test_the_stream_has_all_that_the_rules_speak_of():
     assert len(name) > 10 and max(events) > 8
 
 
+def test_an_empty_batch_changes_nothing():
+    rows, enricher = fixed_stream(), Enricher(most=2)
+    before, after = rows[rows["offset"] < 60], rows[rows["offset"] >= 60]
+    first = enricher.enrich(before)
+    nothing = enricher.enrich(rows.head(0), first.state, first.keys.head(0))
+    assert nothing.events.dtypes.equals(first.events.dtypes)
+    assert [len(frame) for frame in (nothing.events, nothing.duplicates, nothing.keys)] == [0, 0, 0]
+    assert answers_of(first) | answers_of(enricher.enrich(after, nothing.state, first.keys)) == told(rows, 2)
+
+
+def test_what_names_or_locates_a_person_ends_here():
+    "Through the door and decode, with and without consent."
+    door = Door(b"a secret of sixteen", "refused", "81.2.69.142", "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X)")
+    told_by = {"user_id": "ann@example.com", "anonymous_id": "browser-7", "session_id": "visit-9", "transaction_id": "order-5", "item_id": "teapot", "price": 3}
+    sent = [{"event_name": name, "event_id": f"{name}-{number}"} | told_by | consent
+            for name in ("view_item", "purchase") for number, consent in enumerate(({"consent": True}, {"consent": False}, {}))]
+    read = [read_event(event, datetime(2026, 5, 1, 10, tzinfo=UTC), door) for event in sent]
+    rows = decode([Record(0, offset, one.key, one.to_json()) for offset, one in enumerate(read)], door).rows
+    enriched = Enricher().enrich(rows)
+    kept = enriched.events
+    assert [*kept.columns] == [*EVENTS.names, *ORDER]
+    text = kept.to_csv() + enriched.duplicates.to_csv() + enriched.keys.to_csv()
+    secrets = {"ann@example.com", "browser-7", door.ip, door.user_agent, *rows["client"].to_pylist()}
+    assert not [secret for secret in secrets if secret in text]
+    refused = kept[kept["consent"].fillna(False) == False]  # noqa: E712
+    assert len(refused) == 3  # two views, and one purchase: it was the same order, which is seen though nobody is named
+    assert refused[["user_id", "session_id", "transaction_id", "request_id"]].isna().all(None) and refused["event_id"].str.startswith("x-").all()
+    assert kept[["user_id", "session_id"]].notna().all(axis=1).sum() == 2
+
+
 def on_duckdb():
     import duckdb
     connection = duckdb.connect(config={"threads": 2})
@@ -180,10 +210,15 @@ def on_spark():
 
 
 @pytest.mark.parametrize("engine", [on_duckdb, on_spark])
-def test_engines_tell_the_same(engine, request):
+def test_engines_go_on_from_what_pandas_left_and_tell_the_same(engine, request):
     if engine is on_spark: request.getfixturevalue("spark").conf.set("spark.sql.adaptive.enabled", "false")  # plans once: twice as fast for little data
     rows, enricher = fixed_stream(), Enricher(zone="Europe/London", most=2)
-    right, put = told(rows, 2), engine()
-    assert in_pieces(rows, [60], enricher) == right
-    assert in_pieces(rows, [60], enricher, put) == right
+    before, after, put = rows[rows["offset"] < 60], rows[rows["offset"] >= 60], engine()
+    first = enricher.enrich(before)
+    there = enricher.enrich(put(after), State(put(first.state.sessions), put(first.state.rates)), put(first.keys))
+    here = enricher.enrich(after, first.state, first.keys)
+    assert answers_of(first) | answers_of(there) == told(rows, 2)
+    for one, other, order in ((there.events, here.events, list(ORDER)), (there.duplicates, here.duplicates, list(ORDER)), (there.keys, here.keys, "key"),
+                              (there.state.sessions, here.state.sessions, "visitor"), (there.state.rates, here.state.rates, ["client", "minute"])):
+        pd.testing.assert_frame_equal(to_pandas(one, order), to_pandas(other.reset_index(drop=True), order))
     if engine is on_spark: request.getfixturevalue("spark").conf.unset("spark.sql.adaptive.enabled")

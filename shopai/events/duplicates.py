@@ -9,6 +9,8 @@ __all__ = ['ORDER', 'arranged', 'by_arrival', 'opens_event', 'as_given', 'mark_d
 import narwhals as nw
 from narwhals.typing import IntoFrameT
 
+from ..core.config import UsageError
+
 # %% ../../nbs/events/33_duplicates.ipynb #00534d13
 ORDER = ("partition", "offset", "line")
 
@@ -66,9 +68,10 @@ def mark_duplicates(
     rows: IntoFrameT,  # as from `events.decode`: `key` and `purchase_key` (64-bit integers), and the order of arrival
     known: IntoFrameT | None = None,  # a column `key`: hashes that earlier batches had; those that don't occur here do no harm
 ) -> IntoFrameT:  # the rows, arranged, with a further column `duplicate`: missing, "event_id" or "transaction_id"
-    "Tell which rows were there before, in earlier batches or earlier in this one."
+    "Tell which rows were there before, in earlier batches or earlier in this one. Raises `UsageError` for keys that were made floats."
     frame = arranged(nw.from_native(rows))
-    names = frame.collect_schema().names()
+    names, kind = frame.collect_schema().names(), frame.collect_schema()["purchase_key"]
+    if kind.is_float(): raise UsageError(f"purchase_key must be whole numbers of 64 bits, of which {kind} loses the last digits; in pandas, Int64")
     known = frame.select("key").head(0) if known is None else nw.from_native(known)
     frame = frame.with_columns(_key=nw.col("key"), _purchase=nw.coalesce("purchase_key", "key"))
     frame = _repeated_purchase(_repeated_event(_flag_known(_flag_known(frame, "_key", known), "_purchase", known)))
