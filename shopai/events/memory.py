@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.lake import Lake
+from ..core.schema import KINDS
 from .decode import hash64
 from .enrich import State
 from .privacy import digest
@@ -123,4 +124,5 @@ def state_from_lake(
     found["visitor"] = found["session_id"].str.partition("-")[0].where(made, given).astype(object)
     found["seen"] = found.groupby("visitor")["seen"].transform("max")
     newest = found.sort_values("start", kind="stable").drop_duplicates("visitor", keep="last")
-    return State(sessions=newest[["visitor", "start", "last", "events", "seen"]].astype(dict.fromkeys(["start", "last", "events", "seen"], "int64")).reset_index(drop=True))
+    kinds = {"visitor": KINDS["text"].pandas} | dict.fromkeys(("start", "last", "events", "seen"), "int64")
+    return State(sessions=newest[[*kinds]].astype(kinds).reset_index(drop=True))

@@ -10,7 +10,7 @@ import narwhals as nw
 from narwhals.typing import IntoFrameT
 
 from .duplicates import arranged, as_given, by_arrival, opens_event
-from .sessions import NEVER, SECOND, plain, recent, stacked, with_micros
+from .sessions import NEVER, SECOND, of_those, plain, recent, stacked, with_micros
 
 # %% ../../nbs/events/37_rates.ipynb #85802c41
 MOST = 120  # events of one client in a minute
@@ -25,7 +25,8 @@ def _minutes(frame):
 # %% ../../nbs/events/37_rates.ipynb #8089f796
 def _counted(frame, rates):
     "`_events`: of the client in this minute, up to this row."
-    frame = frame.join(rates.select(nw.col("client").alias("_caller"), nw.col("minute").alias("_minute"), nw.col("events").alias("_events0")), on=["_caller", "_minute"], how="left")
+    known = of_those(rates, "client", frame).select(_caller="client", _minute="minute", _events0="events")
+    frame = frame.join(known, on=["_caller", "_minute"], how="left")
     so_far = by_arrival(frame, nw.col("_opens").cum_sum(), "_caller", "_minute").cast(nw.Int64)
     return frame.with_columns(_events=so_far).with_columns(_events=nw.col("_events") + nw.col("_events0").fill_null(0).cast(nw.Int64))
 
