@@ -1,4 +1,4 @@
-"""The whole chain as Dagster assets: a shop's tables, then the jobs that learn from them.
+"""The whole chain as Dagster assets: a shop's tables, what waits on its event bus, then the jobs that learn from them.
 
 `dagster dev -f experiments/pipeline.py` shows it in a browser, with schedules and retries; `shopai pipeline run` runs it in process. Each job runs by plain
 papermill through `shopai.core.jobs`, so a notebook behaves the same from the terminal and from here.
@@ -12,6 +12,7 @@ from shopai.core.config import UsageError, get_settings
 from shopai.core.jobs import find_notebook, find_profile, run_job
 from shopai.core.lake import Lake
 from shopai.data.sources import build_source
+from shopai.events.ingest import Overtaken, ingest_from_settings, serve_ingest
 
 
 class ShopConfig(dg.Config):
@@ -38,7 +39,16 @@ def shop_tables(config: ShopConfig) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata={"location": str(lake.location), **{f"version of {table}": version for table, version in lake.versions().items()}})
 
 
-@dg.asset(deps=[shop_tables], group_name="models", description="The recommender: fitted, judged against baselines and champion, published if it wins.")
+@dg.asset(deps=[shop_tables], group_name="lake", description="What waits on the event bus has landed in the lake, too, each event exactly once.")
+def live_events() -> dg.MaterializeResult:
+    ingest = ingest_from_settings(get_settings())
+    try: landed = serve_ingest(ingest, once=True, wait=.1)
+    except Overtaken as elsewhere: return dg.MaterializeResult(metadata={"left to": str(elsewhere)})  # a service of `shopai events ingest` is at it
+    finally: ingest.close()
+    return dg.MaterializeResult(metadata=dict(landed.note()))
+
+
+@dg.asset(deps=[live_events], group_name="models", description="The recommender: fitted, judged against baselines and champion, published if it wins.")
 def recommend(config: JobConfig) -> dg.MaterializeResult:
     result = run_job("recommend", config.profile)
     report = dg.MetadataValue.path(str(result.folder / "notebook.html"))
@@ -47,14 +57,14 @@ def recommend(config: JobConfig) -> dg.MaterializeResult:
 
 nightly = dg.ScheduleDefinition(name="nightly", target=dg.AssetSelection.all(), cron_schedule="0 3 * * *",
                                 description="Rebuild and retrain while the shop sleeps.")
-defs = dg.Definitions(assets=[shop_tables, recommend], schedules=[nightly])
+defs = dg.Definitions(assets=[shop_tables, live_events, recommend], schedules=[nightly])
 
 
 def run(profile: str = "smoke", source: str = "", path: str = "", **options: int) -> dict[str, str]:
     """Materialise all assets in this process, in order. Returns each asset's outcome: `done`, `failed: <reason>`, `wrong use: <reason>` or `skipped`."""
     find_notebook("recommend"), find_profile("recommend", profile)  # rather now than after the lake was built
-    assets = [shop_tables, recommend]
-    ops = {"shop_tables": {"config": {"source": source, "path": path, "options": options}}, "recommend": {"config": {"profile": profile}}}
+    assets = [shop_tables, live_events, recommend]
+    ops = {"shop_tables": {"config": {"source": source, "path": path, "options": options}}, "live_events": {}, "recommend": {"config": {"profile": profile}}}
     quiet = {"console": {"config": {"log_level": "CRITICAL"}}}  # the job shows its own progress, and a failure is in the outcome
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize(assets, run_config={"ops": ops, "loggers": quiet}, instance=instance, raise_on_error=False)

@@ -34,12 +34,12 @@ def outcomes(shown: str) -> dict[str, str]:
 
 def test_a_fresh_home_gets_a_shop_and_a_champion(home: Path):
     shown = done(home, "pipeline", "run", "--profile", "smoke", *SMALL[:-1])
-    assert outcomes(shown) == {"shop_tables": "done", "recommend": "done"}
+    assert outcomes(shown) == {"shop_tables": "done", "live_events": "done", "recommend": "done"}
     assert Lake(home / "lake").tables() == sorted(SHOP_TABLES)
     [folder] = runs(home)
     assert job_status(folder)["status"] == "done" and champion(home)["version"] == folder.name
     assert read(folder / "manifest.json")["profile"] == "smoke"
-    assert {path.name for path in home.iterdir()} == {"lake", "images", "runs", "models", "mlflow.db", "mlflow.db.lock"}  # Dagster leaves nothing behind
+    assert {path.name for path in home.iterdir()} == {"bus", "lake", "images", "runs", "models", "mlflow.db", "mlflow.db.lock"}  # Dagster leaves nothing behind
 
 
 def test_a_lake_is_kept_and_a_failing_job_is_one_line(home: Path, tmp_path: Path):
@@ -78,18 +78,32 @@ def test_a_wrong_profile_stops_before_the_lake_is_built(home: Path):
 
 
 def test_what_dagster_sees(pipeline):
-    "Both assets in their order, and a schedule that asks for a run of both."
+    "The assets in their order, and a schedule that asks for a run of all."
     import dagster as dg
 
     graph = pipeline.defs.resolve_asset_graph()
-    assert graph.get(dg.AssetKey("recommend")).parent_keys == {dg.AssetKey("shop_tables")}
+    assert graph.get(dg.AssetKey("recommend")).parent_keys == {dg.AssetKey("live_events")}
+    assert graph.get(dg.AssetKey("live_events")).parent_keys == {dg.AssetKey("shop_tables")}
     schedule = pipeline.defs.resolve_schedule_def("nightly")
     assert schedule.cron_schedule == "0 3 * * *"
     with dg.DagsterInstance.ephemeral() as instance, dg.build_schedule_context(instance=instance, repository_def=pipeline.defs.get_repository_def()) as context:
         [request] = schedule.evaluate_tick(context).run_requests
     job = pipeline.defs.resolve_job_def(schedule.job_name)
-    assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == {"shop_tables", "recommend"}
+    assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == {"shop_tables", "live_events", "recommend"}
     assert request.run_config == {}
+
+
+def test_what_waits_on_the_bus_lands(home: Path, pipeline):
+    import dagster as dg
+
+    from shopai.core.config import get_settings
+    from shopai.events.bus import open_bus
+
+    waiting = b'{"v":1,"event_id":"e1","event_name":"view_item","event_time":"2026-03-02T12:00:00.000000Z"}'
+    open_bus(get_settings().bus_location).send([(None, waiting)])
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(2): assert dg.materialize([pipeline.live_events], instance=instance).success  # the second time there is nothing to do
+    assert len(Lake(home / "lake").read("events")) == 1
 
 
 def test_dagster_validates_the_file(home: Path, tmp_path: Path):
