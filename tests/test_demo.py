@@ -58,7 +58,7 @@ def test_the_demo_serves_until_it_is_stopped_and_its_examples_work(home: Path, p
             address, body = re.search(r"'(http\S+)'", call)[1], re.search(r"-d '(.*)'$", call)
             request = urllib.request.Request(address, body and body[1].encode(), {"Content-Type": "application/json"})  # noqa: S310 - our own server
             with urllib.request.urlopen(request, timeout=10) as answer: told = json.load(answer)  # noqa: S310
-            if address[1].endswith("/v1/events"):
+            if address.endswith("/v1/events"):
                 assert (told["accepted"], told["refused"]) == (1, 0)
                 continue
             assert told["model_version"] == before["version"] and told.get("fallback") is None
