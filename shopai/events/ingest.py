@@ -336,8 +336,8 @@ def status(
     "What waits on the bus, what has landed, and when."
     done, begins, ends = bookmark(bus, lake).next, bus.begins(), bus.ends()
     rows = [{"partition": p, "kept_from": begins[p], "landed_to": max(begins[p], done.get(p, 0)), "end": ends[p]} for p in sorted(ends)]
-    last = lake.history("events").query("operation == 'WRITE'").head(1) if lake.exists("events") else []
+    last = next((entry for entry in lake.history("events").itertuples() if "records" in entry.note), None) if lake.exists("events") else None  # others write, too
     return {"bus": bus.name, "partitions": [row | {"lag": max(0, row["end"] - row["landed_to"])} for row in rows],
             "lag": sum(max(0, row["end"] - row["landed_to"]) for row in rows), "dead": sum(dead.ends().values()) - sum(dead.begins().values()),
-            "last_commit": last.iloc[0]["time"].isoformat() if len(last) else None,
-            "last_batch": {name: json.loads(value) for name, value in last.iloc[0]["note"].items()} if len(last) else {}}
+            "last_commit": last.time.isoformat() if last else None,
+            "last_batch": {name: json.loads(last.note[name]) for name in Landed(0, 0, 0).note()} if last else {}}
