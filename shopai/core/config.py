@@ -6,6 +6,7 @@
 __all__ = ['UsageError', 'Settings', 'get_settings']
 
 # %% ../../nbs/core/10_config.ipynb #f2b4bc36
+import re
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,8 @@ class Settings(BaseSettings):
     tracking_uri: str = Field("", description="MLflow tracking and registry; default SQLite in <home>")
     model_store: str = Field("", description="folder or s3:// prefix of published models; default <home>/models")
     bus: str = Field("", description="folder, or kafka://host:port/prefix, of events on their way; default <home>/bus")
+    online_store: str = Field("", repr=False, description="SQLite file, or redis://[:password@]host:port/db; default <home>/features/online.db")
+    feature_project: str = Field("shopai", description="whose features these are, where several shops share a Redis: letters, digits and underscores")
     timezone: str = Field("UTC", description="the shop's time zone, such as Europe/London, for visitors whose own is unknown")
     geo_database: Path | None = Field(None, description="MaxMind City database (.mmdb) that tells where an address is; without it nobody is located")
     pseudonym_key: SecretStr | None = Field(None, min_length=16, description="secret with which identifying customer numbers become pseudonyms; never change it")
@@ -44,6 +47,12 @@ class Settings(BaseSettings):
     def _known_zone(cls, zone: str) -> str:
         if zone not in _zones(): raise ValueError("must be an IANA time zone such as Europe/London")
         return zone
+
+    @field_validator("feature_project")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_]*", name): raise ValueError("must be letters, digits and underscores, and begin with no underscore")
+        return name
 
     @property
     def lake_location(self) -> str: return self.lake_uri or str(self.home.absolute() / "lake")
@@ -56,6 +65,11 @@ class Settings(BaseSettings):
 
     @property
     def bus_location(self) -> str: return self.bus or str(self.home.absolute() / "bus")
+
+    @property
+    def online_location(self) -> str:
+        if "://" in self.online_store: return self.online_store
+        return f"sqlite:///{Path(self.online_store).absolute() if self.online_store else self.home.absolute() / 'features' / 'online.db'}"
 
     @property
     def runs_dir(self) -> Path: return self.home.absolute() / "runs"
@@ -72,5 +86,6 @@ def get_settings(
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        got = "" if "Secret" in str(Settings.model_fields[name].annotation) else f", got {first['input']!r}"  # nobody shall read a secret in a log
+        field = Settings.model_fields[name]
+        got = f", got {first['input']!r}" if field.repr and "Secret" not in str(field.annotation) else ""  # nobody shall read a secret in a log
         raise UsageError(f"SHOPAI_{name.upper()}: {first['msg']}{got}") from None

@@ -229,7 +229,7 @@ def _read(lines: Iterator[str], path: Path, on_cell: Callable[[int], Any]) -> No
             if cell := re.match(r"Executing Cell (\d+)-", line): on_cell(int(cell[1]))
 
 # %% ../../nbs/core/65_jobs.ipynb #858bfe83
-_NO_PLACES = ("timezone", "unsaid_consent")
+_NO_PLACES = ("feature_project", "timezone", "unsaid_consent")
 
 def _variable(name: str, value: Any) -> str:
     "A setting as a variable; places become absolute, since the notebook runs in the project's folder."
