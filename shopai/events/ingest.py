@@ -162,6 +162,7 @@ class _Resumed:
         memory: int = 10_000_000,  # so many event ids are remembered, the last ones
     ):
         self.bus, self.lake, self.enricher, self.door, self.dead, self.remembered = bus, lake, enricher, door, dead, memory
+        self.listeners: list[Callable[[pa.Table], Any]] = []  # are told what has landed, after each commit; of a killed process they may miss the last batch
         self.resume()
 
     def resume(self) -> None:
@@ -246,9 +247,10 @@ class Ingest(_Committing):
         landed = Landed(len(records), decoded.rows.num_rows, len(enriched.events), counts(enriched.duplicates, "duplicate", "event_id"), counts(refused, "reason"), len(decoded.dead))
         bury(self.dead, decoded.dead)
         self._quarantine(refused, end)
-        self._commit(to_events(enriched.events), end, landed.note())
+        self._commit(events := to_events(enriched.events), end, landed.note())
         self.memory.add(enriched.keys["key"])
         self.state = enriched.state
+        for listener in self.listeners: listener(events)
         return replace(landed, seconds=time.perf_counter() - began)
 
     def step(
