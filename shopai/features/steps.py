@@ -51,7 +51,7 @@ def _is(*names: str) -> nw.Expr: return nw.col("event_name").is_in(names).fill_n
 
 def _tagged(*names: str) -> nw.Expr:
     "The first of the columns that says something, with the column's first letter before it: what two columns say is never the same."
-    return nw.coalesce(*(nw.concat_str(nw.lit(name[0]), name) for name in names))
+    return nw.coalesce(*(nw.concat_str(nw.lit(name[0]), name) for name in names)).fill_null("")
 
 # %% ../../nbs/features/42_steps.ipynb #85134175
 WHOLE = ("_turn", "_clock", "_at", "_rows", "_start", "_buys", "_opened", "_first", "_last", "_money", "_touches", "_sign", "_pieces", "_changed")
@@ -65,7 +65,7 @@ def _seen(frame):
     "What an event is, in numbers."
     frame, there = with_micros(frame, _at="event_time", _received="received_at"), (~nw.col("item_id").is_null()).cast(nw.Int64)
     return frame.with_columns(
-        _id=nw.col("event_id"), _time=nw.coalesce("received_at", "event_time"),
+        _id=nw.col("event_id").fill_null(""), _time=nw.coalesce("received_at", "event_time"),
         _clock=nw.when(nw.col("_received") > NEVER).then(nw.col("_received")).otherwise(nw.col("_at")),
         _session=_tagged("session_id", "event_id"), _order=_tagged("transaction_id", "event_id"), _item=nw.col("item_id").fill_null(""),
         _buys=_is("purchase"), _sends_back=_is("refund"), _views=_is("view_item").cast(nw.Float64), _sign=there * (_is("add_to_cart") - _is("remove_from_cart")),
