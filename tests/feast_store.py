@@ -11,11 +11,13 @@ PLACEHOLDER = "nothing.parquet"  # a source must be named; nothing is read from 
 
 
 class Feast:
-    "A feature store with one online store: a SQLite file, or Redis at `host:port,db=0`."
+    "A feature store whose online store is a file in the folder, or Redis at `host:port`; Feast's own kinds of stores, or the shop's, which guard newer rows."
 
-    def __init__(self, folder: Path, project: str, views: Sequence[View], redis: str | None = None):
+    def __init__(self, folder: Path, project: str, views: Sequence[View], redis: str | None = None, guarded: bool = False):
         from feast import FeatureStore, RepoConfig
-        online = {"type": "redis", "connection_string": redis} if redis else {"type": "sqlite", "path": str(folder / "online.db")}
+        online = {"type": "redis", "connection_string": f"{redis},db=0"} if redis else {"type": "sqlite", "path": str(folder / "online.db")}
+        if guarded: online["type"] = f"shopai.features.online_store.Guarded{online['type'].capitalize()}OnlineStore"
+        if guarded and redis: online["connection_string"] = f"redis://{redis}/0"
         registry = str(folder / f"{project}.registry")
         config = RepoConfig(project=project, provider="local", registry=registry, online_store=online, entity_key_serialization_version=3)
         self.store, self.views = FeatureStore(config=config), {view.name: view for view in views}

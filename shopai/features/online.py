@@ -98,7 +98,7 @@ class Looked:
     "What is known of one entity."
     status: str  # fresh; stale: older than its view's age limit; unknown: there is no such entity
     values: dict[str, Any]  # every stored and derived feature of the view; None where missing, and all None unless fresh
-    at: int | None = None  # clock of the row, µs since 1970 (SQLite: to the second); None: unknown
+    at: int | None = None  # clock of the row, µs since 1970; None: unknown
 
 # %% ../../nbs/features/70_online.ipynb #0eae1e29
 class StoreUnavailable(RuntimeError):
@@ -181,9 +181,12 @@ class Reader(ABC):
         return StoreUnavailable(f"the online store {self.location}: {' '.join(str(reason).split())}")
 
 # %% ../../nbs/features/70_online.ipynb #29797431
-def _event_time(stored: int) -> int:
-    if not isinstance(stored, int): raise DecodeError(f"{stored!r} is stored where seconds since 1970 are expected")
-    return timegm(time.localtime(stored)) * SECOND  # µs
+_MICROS = 10**14  # as µs this is in 1973, as seconds in the year 3,170,843
+_CLOCK = f"CASE WHEN created_ts > {_MICROS} THEN created_ts ELSE event_ts END"
+
+def _event_time(stored: int) -> int:  # µs
+    if not isinstance(stored, int): raise DecodeError(f"{stored!r} is stored where a time is expected")
+    return stored if stored > _MICROS else timegm(time.localtime(stored)) * SECOND
 
 # %% ../../nbs/features/70_online.ipynb #ffc85618
 class _Connection(sqlite3.Connection):
@@ -211,7 +214,7 @@ class _SqliteReader(Reader):
         return connection
 
     def _rows(self, plan: _Plan, keys: list[bytes]) -> list[tuple]:
-        statement = f"SELECT entity_key, feature_name, value, event_ts FROM {plan.table} WHERE entity_key IN ({','.join('?' * len(keys))})"
+        statement = f"SELECT entity_key, feature_name, value, {_CLOCK} FROM {plan.table} WHERE entity_key IN ({','.join('?' * len(keys))})"
         try: return self._connection().execute(statement, keys).fetchall()
         except sqlite3.Error as error:
             if str(error).startswith("no such table"): return []  # nothing was ever written to this view
