@@ -38,10 +38,12 @@ data_app = typer.Typer(**group, help="Build and look at the lake.")
 models_app = typer.Typer(**group, help="Look at models; promote one or go back.")
 pipeline_app = typer.Typer(**group, help="Run the whole chain, as Dagster would.")
 events_app = typer.Typer(**group, help="Events on their way from the shop into the lake: take them in, send recorded ones, see how they stand.")
+features_app = typer.Typer(**group, help="What the shop knows about customers and items: for training from the lake, for answers from the online store.")
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(events_app, name="events")
+app.add_typer(features_app, name="features")
 
 Profile = Annotated[str, typer.Option("--profile", "-P", help="Which params/<profile>/ to use: smoke (minutes), default (a laptop's coffee break), gpu.")]
 Source = Annotated[str, typer.Option("--source", help="Where the data come from: synthetic (a simulated shop), or a file: "
@@ -401,6 +403,235 @@ def events_signals(
         poller = Poller(read_signals(file), bus, settings.home.absolute() / "signals")
         run(poller, Lake.from_settings(settings), once, stop, lambda told: out.print(str(told), soft_wrap=True))
     bus.close()
+
+
+# --- features ---------------------------------------------------------------------------------------------------------------------------------
+
+Views = Annotated[list[str] | None, typer.Option("--view", help="Only this view; may be repeated. See: shopai features list")]
+
+
+@features_app.command("list")
+def features_list(view: Views = None, as_json: AsJson = False) -> None:
+    "All features: what they mean, in which unit, how old they may be, and who answers for them."
+    from shopai.features.catalogue import VIEWS
+    from shopai.features.catalogue import view as named
+
+    chosen = [named(name) for name in view or VIEWS]
+    if as_json:
+        features = lambda found: [{name: getattr(one, name) for name in ("name", "dtype", "unit", "description")} for one in (*found.features, *found.derived)]
+        print(json.dumps([{"view": found.name, "keys": found.keys, "owner": found.owner, "ttl_days": found.ttl.days, "description": found.description,
+                           "features": features(found)} for found in chosen], indent=2))
+        return
+    for found in chosen:
+        out.print(_table(f"{found.name} · by {' and '.join(found.keys)} · {found.owner} · good for {found.ttl.days} days", "feature", "type", "unit", "meaning",
+                         rows=[(one.name, one.dtype, one.unit, one.description) for one in (*found.features, *found.derived)]))
+    out.print("what follows from the facts at the moment of the question is worked out then; the rest is stored", style="dim")
+
+
+@features_app.command("apply")
+def features_apply() -> None:
+    """Set the feature store up: its registry, and the tables of the online store. Doing it again changes nothing.
+
+    SHOPAI_ONLINE_STORE names the online store: redis://host:port/db, or, by default, an SQLite file in the home.
+    """
+    from shopai.features.store import FeatureStore
+
+    settings = get_settings()
+    with err.status("waking Feast up"):
+        store = FeatureStore(settings)
+        store.apply()
+    out.print(f"the feature store is ready: {len(_all_views())} views · {_online(settings)}", soft_wrap=True)
+    out.print("fill it with: shopai run features", style="dim")
+
+
+def _all_views() -> list[str]:
+    from shopai.features.catalogue import VIEWS
+
+    return list(VIEWS)
+
+
+def _online(settings: Settings) -> str:
+    "Where the online store is, without a password."
+    scheme, _, place = settings.online_location.partition("://")
+    return f"{scheme}://{place.rpartition('@')[2]}"
+
+
+@features_app.command("materialize")
+def features_materialize(
+    view: Views = None,
+    until: Annotated[str, typer.Option("--until", help="Only what was known by then, such as 2026-01-31T12:00:00Z; default: everything.")] = "",
+    full: Annotated[bool, typer.Option("--full", help="Everything anew, not only what has come since the last time.")] = False,
+) -> None:
+    """Put the latest features of every customer and item from the lake into the online store.
+
+    shopai features materialize
+
+    shopai features materialize --view user_context --until 2026-01-31T12:00:00Z --full
+    """
+    from shopai.features.store import FeatureStore
+
+    settings, started = get_settings(), time.perf_counter()
+    moment = _moment(until, "--until") if until else None
+    with err.status("waking Feast up"):
+        store = FeatureStore(settings)
+        store.apply()
+    with err.status("filling the online store"): rows = store.materialize(view or None, until=moment, full=full)
+    out.print(_table(f"{_online(settings)}", "view", "#rows written", rows=list(rows.items())))
+    out.print(f"{time.perf_counter() - started:.1f} s")
+
+
+def _moment(text: str, name: str):
+    "A time with a zone."
+    from datetime import datetime
+
+    try: moment = datetime.fromisoformat(text)
+    except ValueError: raise UsageError(f"{name} must be a time such as 2026-01-31T12:00:00Z, got {text!r}") from None
+    if moment.tzinfo is None: raise UsageError(f"{name} must have a zone, such as 2026-01-31T12:00:00Z, got {text!r}")
+    return moment
+
+
+@features_app.command("push")
+def features_push(
+    view: Annotated[str, typer.Argument(help="A view from: shopai features list. Without one: what the lake's events have brought since the last push.")] = "",
+    file: Annotated[Path | None, typer.Argument(help="Its rows: .parquet, or .csv; the keys, event_timestamp and the features.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C, and push what comes.")] = False,
+    wait: Annotated[float, typer.Option("--wait", min=.1, max=3600, help="With --follow: seconds between two looks at the lake.")] = 5.0,
+) -> None:
+    """Put new features online at once: those of what has just happened, or rows of your own.
+
+    Where `shopai events ingest` runs, it pushes by itself; this is for lakes that something else fills, such as Spark.
+
+    shopai features push --follow
+
+    shopai features push item_recommender vectors.parquet
+    """
+    if view and file is None: raise UsageError("FILE is missing: the rows of the view, .parquet or .csv")
+    if view: _push_file(view, file)
+    else: _push_events(follow, wait)
+
+
+def _push_file(view: str, file: Path) -> None:
+    import pandas as pd
+
+    from shopai.features.catalogue import view as named
+    from shopai.features.store import FeatureStore
+
+    named(view)
+    if file.suffix not in (".parquet", ".csv"): raise UsageError(f"FILE must be .parquet or .csv, got {file}")
+    if not file.exists(): raise UsageError(f"FILE: {file} does not exist")
+    rows = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, parse_dates=["event_timestamp"])
+    with err.status("pushing"):
+        store = FeatureStore(get_settings())
+        store.apply()
+        pushed = store.push(view, rows)
+    out.print(f"{pushed:,} rows of {view} are online")
+
+
+def _push_events(follow: bool, wait: float) -> None:
+    from shopai.features.live import follow_lake
+
+    with _until_stopped() as stop:
+        for told in follow_lake(get_settings(), stop, once=not follow, wait=wait): out.print(str(told), soft_wrap=True)
+
+
+@features_app.command("get")
+def features_get(
+    user: Annotated[str, typer.Option("--user", help="A customer's user_id.")] = "",
+    item: Annotated[str, typer.Option("--item", help="An item_id.")] = "",
+    session: Annotated[str, typer.Option("--session", help="A session_id.")] = "",
+    view: Views = None,
+    at: Annotated[str, typer.Option("--at", help="As of this past moment, from the lake: what a training set says. Default: now, from the online store.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """What the shop knows about a customer, an item or a visit.
+
+    shopai features get --user 12583
+
+    shopai features get --user 12583 --at 2011-11-30T12:00:00Z
+    """
+    key, value = _one_entity(user, item, session)
+    chosen = _views_by(key, view)
+    settings = get_settings()
+    told = _as_of(settings, key, value, chosen, _moment(at, "--at")) if at else _by_now(settings, key, value, chosen)
+    if as_json:
+        print(json.dumps({name: {"status": status, "at": known, "features": {n: _plain(v) for n, v in values.items()}} for name, (status, known, values) in told.items()},
+                         indent=2))
+        return
+    for name, (status, known, values) in told.items():
+        since = f" · as of {known}" if known else ""
+        out.print(_table(f"{name} · {value} · {status}{since}", "feature", "value", rows=[(n, _shown(n, v)) for n, v in values.items() if v is not None]))
+
+
+def _one_entity(user: str, item: str, session: str) -> tuple[str, str]:
+    given = [(key, value) for key, value in (("user_id", user), ("item_id", item), ("session_id", session)) if value]
+    if len(given) != 1: raise UsageError("give exactly one of --user, --item and --session")
+    return given[0]
+
+
+def _views_by(key: str, names: list[str] | None) -> list[str]:
+    "The views that are asked for, or all with this key."
+    from shopai.features.catalogue import VIEWS
+    from shopai.features.catalogue import view as named
+
+    if wrong := [name for name in names or () if named(name).keys != (key,)]:
+        raise UsageError(f"--view: {wrong[0]} is by {' and '.join(named(wrong[0]).keys)}, not by {key}")
+    return names or [name for name, found in VIEWS.items() if found.keys == (key,)]
+
+
+Told = dict[str, tuple[str, str, dict]]  # view → status, time of the row, values
+
+
+def _by_now(settings: Settings, key: str, value: str, views: list[str]) -> Told:
+    from datetime import UTC, datetime
+
+    from shopai.features.online import StoreUnavailable, open_reader
+
+    moment = lambda us: "" if us is None else datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="seconds")
+    reader = open_reader(settings.online_location, settings.feature_project)
+    try: found = reader.entity({key: value}, views)
+    except StoreUnavailable as error: _failed(f"{error}; set it up with: shopai run features")
+    finally: reader.close()
+    return {name: (one.status, moment(one.at), one.values) for name, one in found.items()}
+
+
+def _as_of(settings: Settings, key: str, value: str, views: list[str], at) -> Told:
+    import pandas as pd
+
+    from shopai.features.catalogue import view as named
+    from shopai.features.store import FeatureStore
+
+    with err.status("looking into the lake"):
+        store = FeatureStore(settings)
+        store.apply()
+        row = store.training_set(pd.DataFrame({key: [value], "event_timestamp": [pd.Timestamp(at).tz_convert("UTC")]}), views).iloc[0]
+    told = {}
+    for name in views:
+        values = {feature: _native(row[f"{name}__{feature}"]) for feature in named(name).all_names}
+        told[name] = ("known" if any(v is not None for v in values.values()) else "unknown", at.isoformat(), values)
+    return told
+
+
+def _native(value):
+    "A cell of a frame as plain Python; None where it is missing."
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(value, np.ndarray | list): return np.asarray(value, "float32")
+    return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
+
+
+def _plain(value):
+    "For JSON."
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _shown(name: str, value) -> str:
+    "For the eye: times as times, vectors as their beginning, numbers with four digits."
+    from datetime import UTC, datetime
+
+    if name.endswith("_at"): return f"{datetime.fromtimestamp(value / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if hasattr(value, "tolist"): return f"{', '.join(f'{x:.3f}' for x in value.tolist()[:4])}, … ({len(value)} numbers)"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 # --- simulation ----------------------------------------------------------------------------------------------------------------------------
