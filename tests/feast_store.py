@@ -1,5 +1,9 @@
 """Feast itself, for tests and benchmarks of what reads beside it: a store in a folder, for any views. Feast takes long to import: inside functions."""
 
+import contextlib
+import socket
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,3 +64,25 @@ class Feast:
 def micros(moment: str) -> int:
     "`2026-03-02T10:30` → µs since 1970."
     return round(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def redis_at(port: int, *arguments: str) -> subprocess.Popen:
+    "A server of the test's own, ready; without files."
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    for _ in range(500):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1): return process
+        time.sleep(.02)
+    process.kill()
+    raise RuntimeError("redis-server didn't start")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def stop(process: subprocess.Popen) -> None:
+    process.terminate()
+    process.wait(timeout=15)

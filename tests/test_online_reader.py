@@ -8,7 +8,6 @@ import string
 import struct
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 import redis
 from conftest import ROOT
-from feast_store import Feast, micros
+from feast_store import Feast, free_port, micros, redis_at, stop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,28 +43,6 @@ SEASON = view_of("season", ("week", "category"), {"n": "number"})
 ITEMS = view_of("items", ("item_id",), {"vector": "vector"})
 NEVER = view_of("never", ("user_id",), {"n": "number"})  # Feast isn't told of it
 WRITTEN = [MIXED, BESIDE, SEASON, ITEMS]
-
-
-def redis_at(port: int, *arguments: str) -> subprocess.Popen:
-    "A server of the test's own, ready; without files."
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    for _ in range(500):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1): return process
-        threading.Event().wait(.02)
-    process.kill()
-    raise RuntimeError("redis-server didn't start")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    process.wait(timeout=15)
 
 
 @pytest.fixture(scope="module")

@@ -225,12 +225,12 @@ class _SqliteReader(Reader):
         wanted, found = {}, {}
         for plan, key in asks: wanted.setdefault(plan, []).append(key)
         for plan, keys in wanted.items():
+            rows = found[plan] = {}
             for key, name, value, at in self._rows(plan, keys):
                 if (place := plan.place.get(name)) is None: continue  # a feature that the view no longer has
-                row = found.setdefault((plan, key), [at, *[None] * len(plan.features)])
+                if (row := rows.get(key)) is None: row = rows[key] = [_event_time(at), *[None] * len(plan.features)]
                 row[place] = value
-        for row in found.values(): row[0] = _event_time(row[0])
-        return [found.get(ask) for ask in asks]
+        return [found[plan].get(key) for plan, key in asks]
 
 # %% ../../nbs/features/70_online.ipynb #5712a68c
 def _bulk(*parts: bytes) -> bytes: return b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
