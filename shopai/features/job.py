@@ -94,9 +94,8 @@ def neighbour_table(
     import pandas as pd
     codes, cosines = nearest(vectors, np.stack(list(queries.values())), k + 1)
     rows = []
-    for (asked, _), row, near in zip(queries.items(), codes, cosines):
-        others = [f"{names[code]} ({value:.2f})" for code, value in zip(row, near) if names[code] != asked]
-        rows.append((asked, *others[:k]))
+    for asked, row, near in zip(queries, codes, cosines):
+        rows.append((asked, *[f"{names[code]} ({value:.2f})" for code, value in zip(row, near) if names[code] != asked][:k]))
     return pd.DataFrame(rows, columns=["asked for", *(f"nearest {n}" for n in range(1, k + 1))])
 
 # %% ../../nbs/features/80_job.ipynb #9ef14a17
