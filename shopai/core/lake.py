@@ -155,12 +155,13 @@ class _WritableTables(_Quarantine):
 
     def replace_stream(
         self,
-        table: str,  # name of a table with a contract
-        batches: "Iterable[pa.RecordBatch]",  # in the columns of `arrow_schema(table)`; rows are not checked
+        table: str,  # name
+        batches: "Iterable[pa.RecordBatch]",  # in the columns of the schema; rows are not checked
+        schema: "pa.Schema | None" = None,  # of a table without a contract; one with a contract has its own
     ) -> Append:
-        "Put what comes batch by batch in the place of the table's content, in one commit. Raises `UsageError` for other columns than the contract's."
-        if table not in TABLES: raise UsageError(f"table must have a contract to be written as a stream ({', '.join(TABLES)}), got {table!r}")
-        rows = delta.commit_stream(self._place(table), arrow_schema(table), batches)
+        "Put what comes batch by batch in the place of the table's content, in one commit. Raises `UsageError` for other columns than the schema's."
+        if table not in TABLES and schema is None: raise UsageError(f"table must have a contract ({', '.join(TABLES)}) or be given a schema, got {table!r}")
+        rows = delta.commit_stream(self._place(table), arrow_schema(table) if table in TABLES else schema, batches)
         return Append(rows, 0, self._place(table).open().version())
 
 # %% ../../nbs/core/40_lake.ipynb #9ba967a6
