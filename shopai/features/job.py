@@ -159,8 +159,8 @@ def as_rows(
     (key, *others), names = VIEWS[view].keys, VIEWS[view].names
     if others or names != ("vector",): raise UsageError(f"view must be one that holds a vector, got {view!r}")
     known = np.flatnonzero(np.abs(vectors).sum(axis=1) > 0)
-    stamp = pd.DatetimeIndex([pd.Timestamp(at).tz_convert("UTC")] * len(known)).as_unit("us")
-    return pd.DataFrame({key: np.asarray(ids, dtype=object)[known], "event_timestamp": stamp, "vector": list(vectors[known])})
+    rows = pd.DataFrame({key: np.asarray(ids, dtype=object)[known], "vector": list(vectors[known])})
+    return rows.assign(event_timestamp=pd.Timestamp(at).tz_convert("UTC").as_unit("us"))
 
 # %% ../../nbs/features/80_job.ipynb #af696ac3
 def largest_difference(
