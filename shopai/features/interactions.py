@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.config import UsageError
 from ..core.files import whole_file, write_json
-from ..data.histories import SECONDS_A_DAY, Histories
+from ..data.histories import Histories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,11 +86,10 @@ def _rows(model: "ALSVectors", key: str, ids: np.ndarray, vectors: np.ndarray, a
     import pandas as pd
 
     from shopai.data.interactions import seconds
-    at = model.known if at is None else seconds(at)
-    if at < model.known:
-        raise UsageError(f"at must not lie before {pd.Timestamp(model.known, unit='s', tz='UTC')}, the end of the data that the vectors know, got {pd.Timestamp(at, unit='s', tz='UTC')}")
+    end, at = (pd.Timestamp(second, unit="s", tz="UTC") for second in (model.known, model.known if at is None else seconds(at)))
+    if at < end: raise UsageError(f"at must not lie before {end}, the end of the data that the vectors know, got {at}")
     there = vectors.any(axis=1)
-    stamps = pd.Series(pd.Timestamp(at, unit="s", tz="UTC"), index=range(there.sum()), dtype="datetime64[us, UTC]")
+    stamps = pd.Series(at, index=range(there.sum()), dtype="datetime64[us, UTC]")
     return pd.DataFrame({key: ids[there].astype(object), "event_timestamp": stamps, "vector": list(vectors[there])})
 
 # %% ../../nbs/features/45_interactions.ipynb #2ce7c20f
@@ -105,7 +104,8 @@ def _read(cls: "type[ALSVectors]", folder: Path) -> "ALSVectors":
         for name, (kind, dimensions) in _ARRAYS.items():
             value = getattr(model, name)
             if (value.dtype.kind, value.ndim) != (kind, dimensions): raise ValueError(f"{name} is {value.dtype} {value.shape}")
-        if model.users.shape != (len(model.user_ids), model.dim) or model.items.shape != (len(model.item_ids), model.dim): raise ValueError("names and vectors differ in number")
+        for ids, vectors in ((model.user_ids, model.users), (model.item_ids, model.items)):
+            if vectors.shape != (len(ids), model.dim): raise ValueError(f"vectors are {vectors.shape}, expected {(len(ids), model.dim)}")
     except Exception as error: raise UsageError(f"{path}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from None
     return model
 
@@ -114,7 +114,8 @@ def _read(cls: "type[ALSVectors]", folder: Path) -> "ALSVectors":
 class ALSVectors:
     """Vectors of customers and items by alternating least squares (Hu, Koren & Volinsky 2008).
 
-    After `fit`: `user_ids` (n_u,), `users` (n_u, d) float32, `item_ids` (n_i,), `items` (n_i, d) float32, `losses` (iterations,), and `known`, the second since 1970 by which all of the data were known."""
+    After `fit`: `user_ids` (n_u,), `users` (n_u, d) float32, `item_ids` (n_i,), `items` (n_i, d) float32, `losses` (iterations,),
+    and `known`, the second since 1970 by which all of the data were known."""
     kind: ClassVar[str] = "als"
     factors: int = 64            # d ≥ 1
     regularisation: float = 1.   # λ > 0
@@ -140,18 +141,19 @@ class ALSVectors:
         self.user_ids, self.item_ids = interactions.user_ids, interactions.item_ids
         self.known = int(interactions.times.max()) + 1 if interactions.until is None else interactions.until  # times are cut to seconds
         indptr, items, c = confidences(interactions.histories(), interactions.n_items, self.alpha, self.half_life)
-        self.users, self.items, self.losses = _sweeps(self, csr_matrix((c.astype(np.float32), items, indptr), shape=(interactions.n_users, interactions.n_items)))
+        matrix = csr_matrix((c.astype(np.float32), items, indptr), shape=(interactions.n_users, interactions.n_items))
+        self.users, self.items, self.losses = _sweeps(self, matrix)
         return self
 
     def fold_in(self, histories: Histories) -> np.ndarray:
-        "(n, d) float32: vectors of customers or sessions, in the space of the fitted items; zeros for who bought nothing. Raises `UsageError` for an unknown item code."
+        "(n, d) float32: vectors of customers or sessions among the fitted items; zeros for who bought nothing. Raises `UsageError` for an unknown item code."
         n = len(_fitted(self).items)
         if len(histories.items) and not 0 <= histories.items.min() <= histories.items.max() < n:
             raise UsageError(f"item codes must lie between 0 and {n - 1}, got {histories.items.min()} to {histories.items.max()}")
         return solve_rows(self.items, *confidences(histories, n, self.alpha, self.half_life), self.regularisation)
 
     def user_rows(self, at: "Moment | None" = None) -> "pd.DataFrame":
-        "Rows of the view `user_als`: `user_id`, `event_timestamp` (`at`; None: the end of the data) and `vector`. Raises `UsageError` for a moment before the data's end."
+        "Rows of the view `user_als`: `user_id, event_timestamp` (`at`; None: the end of the data), `vector`. Raises `UsageError` for a moment before that end."
         return _rows(_fitted(self), "user_id", self.user_ids, self.users, at)
 
     def item_rows(self, at: "Moment | None" = None) -> "pd.DataFrame":
