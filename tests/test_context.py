@@ -3,6 +3,7 @@
 import math
 import random
 from collections import defaultdict
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from shopai.core.config import UsageError
 from shopai.core.testing import toy_shop
 from shopai.features.catalogue import CONTEXT, DAY, VIEWS, derive_frame
 from shopai.features.context import context, context_batches, context_step, memory_from
+from shopai.features.leaks import leaks
 from shopai.features.steps import READ
 
 NAMES = ("view_item", "add_to_cart", "remove_from_cart", "purchase", "refund", "search")
@@ -25,7 +27,8 @@ def us(time) -> int | None: return None if pd.isna(time) else time.value // 1000
 
 def table(rows: list[dict]) -> pd.DataFrame:
     "Events with all columns, typed so that every engine takes them."
-    frame = pd.DataFrame([dict.fromkeys(READ) | {"event_id": f"e{n:04}", "event_name": "search", "is_bot": False} | row for n, row in enumerate(rows)], columns=READ)
+    plain = dict.fromkeys(READ) | {"event_name": "search", "is_bot": False}
+    frame = pd.DataFrame([plain | {"event_id": f"e{n:04}"} | row for n, row in enumerate(rows)], columns=READ)
     texts = dict.fromkeys(("event_id", "event_name", "user_id", "session_id", "item_id", "transaction_id"), "string[python]")
     return frame.astype(texts | {"quantity": "float64", "price": "float64", "is_bot": "boolean", "consent": "boolean", "event_time": "datetime64[us, UTC]",
                                  "received_at": "datetime64[us, UTC]"})
@@ -53,7 +56,8 @@ class Entity:
             self.orders.add(order)
         if name == "refund": self.value -= quantity * price
         if name == "view_item": self.views.append(clock)
-        if name in ("add_to_cart", "remove_from_cart") and item is not None and at > max(self.bought, default=-math.inf): self.put(item, quantity if name == "add_to_cart" else -quantity, price, at)
+        sign = {"add_to_cart": 1, "remove_from_cart": -1}.get(name)
+        if sign and item is not None and at > max(self.bought, default=-math.inf): self.put(item, sign, quantity, price, at)
         if name in ("view_item", "add_to_cart", "purchase") and item is not None and self.recent[:1] != [item]: self.recent.insert(0, item)
 
     def visit(self, session: str | None, clock: int, at: int) -> None:
@@ -64,27 +68,29 @@ class Entity:
         if self.now is None or clock - self.now["clock"] > DAY: self.now = self.visits[session] = {"start": at, "events": 0}
         self.now.update(clock=clock, events=self.now["events"] + 1, start=min(self.now["start"], at))
 
-    def put(self, item: str, pieces: float, price: float, at: int) -> None:
+    def put(self, item: str, sign: int, pieces: float, price: float, at: int) -> None:
         held, old = self.cart.get(item, (0., 0.))
-        left = max(0., held + pieces)
+        left = max(0., held + sign * pieces)
         if left != held: self.change(at)
         self.cart.pop(item, None)
-        if left: self.cart[item] = (left, price if pieces >= 0 else old)
+        if left: self.cart[item] = (left, price if sign > 0 else old)
 
     def change(self, at: int) -> None: self.changed = at if self.changed is None else max(self.changed, at)
 
     def state(self, clock: int) -> dict:
         fading = lambda moments, days: sum(2 ** (-(clock - moment) / (days * DAY)) for moment in moments)
-        return {"seen_at": clock, "session_started_at": self.now["start"], "session_events": self.now["events"], "cart_size": len(self.cart),
-                "cart_value": sum(pieces * price for pieces, price in self.cart.values()), "cart_changed_at": self.changed, "orders": len(self.orders), "value": self.value,
-                "first_order_at": min(self.bought, default=None), "last_order_at": max(self.bought, default=None), "views_7d": fading(self.views, 7),
-                "orders_30d": fading(self.opened, 30), **{f"recent_item_{n + 1}": self.recent[n] if n < len(self.recent) else None for n in range(5)}}
+        return {"seen_at": clock, "session_started_at": self.now["start"], "session_events": self.now["events"],
+                "cart_size": len(self.cart), "cart_value": sum(pieces * price for pieces, price in self.cart.values()), "cart_changed_at": self.changed,
+                "orders": len(self.orders), "value": self.value, "views_7d": fading(self.views, 7), "orders_30d": fading(self.opened, 30),
+                "first_order_at": min(self.bought, default=None), "last_order_at": max(self.bought, default=None),
+                **{f"recent_item_{n + 1}": self.recent[n] if n < len(self.recent) else None for n in range(5)}}
 
 
 def fold(events: pd.DataFrame, by: str) -> pd.DataFrame:
     entities, rows = defaultdict(Entity), {}
     plain = events.astype(object).where(events.notna(), None).to_dict("records")
-    timed = [(us(e["event_time"] if e["received_at"] is None else e["received_at"]), us(e["event_time"]), e["event_id"], e) for e in plain if e["event_time"] is not None]
+    clock_of = lambda event: us(event["event_time"] if event["received_at"] is None else event["received_at"])
+    timed = [(clock_of(event), us(event["event_time"]), event["event_id"], event) for event in plain if event["event_time"] is not None]
     for clock, at, _, event in sorted(timed, key=lambda step: step[:3]):
         if event["is_bot"] or event["consent"] is False or event[by] is None: continue
         entities[event[by]].take(event, clock, at)
@@ -107,7 +113,7 @@ def assert_same(one: pd.DataFrame, other: pd.DataFrame, by: str) -> None:
 def in_batches(events: pd.DataFrame, by: str, cuts: list[int], memory=None) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The rows of all batches, and the last memory."
     rows, edges = [], [0, *sorted(cuts), len(events)]
-    for begin, end in zip(edges, edges[1:]):
+    for begin, end in pairwise(edges):
         told, memory = context_step(events.iloc[begin:end], by, memory)
         rows.append(told)
     return pd.concat(rows, ignore_index=True), memory
@@ -115,7 +121,8 @@ def in_batches(events: pd.DataFrame, by: str, cuts: list[int], memory=None) -> t
 
 def arranged(events: pd.DataFrame) -> pd.DataFrame:
     "In the order in which the shop learnt of them."
-    return events.assign(clock=events["received_at"].fillna(events["event_time"])).sort_values(["clock", "event_time", "event_id"], ignore_index=True).drop(columns="clock")
+    clocked = events.assign(clock=events["received_at"].fillna(events["event_time"]))
+    return clocked.sort_values(["clock", "event_time", "event_id"], ignore_index=True).drop(columns="clock")
 
 
 # --- by hand
@@ -176,11 +183,12 @@ def strange_events(n: int, seed: int) -> list[dict]:
 
 @pytest.mark.parametrize("engine", BACKENDS)
 def test_engines_agree_with_the_fold(engine: str):
-    strange, shop = table(strange_events(400, seed=1)), toy_shop(customers=12, days=40).events
-    for events, by in ((strange, "user_id"), (strange, "session_id"), (shop, "user_id")):
+    shop = toy_shop(customers=12, days=40).events[list(READ)]
+    events = table([*strange_events(400, seed=1), *shop.astype(object).where(shop.notna(), None).to_dict("records")])
+    for by in ("user_id", "session_id"):
         told = to_pandas(context(to_backend(events, engine), by))
         assert not told.duplicated([by, "event_timestamp"]).any()
-        assert_same(told, fold(events[list(READ)], by), by)
+        assert_same(told, fold(events, by), by)
 
 
 @pytest.mark.parametrize("engine", ["pandas", "duckdb"])
@@ -209,7 +217,7 @@ event = st.fixed_dictionaries({
     "quantity": st.sampled_from([None, 0., 1., 2., .25]), "price": st.sampled_from([None, 1., 2.5]), "transaction_id": st.sampled_from([None, "t1", "t2"])})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(event, min_size=1, max_size=40), st.lists(st.integers(0, 40), max_size=2), st.sampled_from(["user_id", "session_id"]))
 def test_any_events_however_cut_give_what_the_fold_gives(rows: list[dict], cuts: list[int], by: str):
     rows = [{**row, "received_at": None if row["late"] is None else row["event_time"] + pd.Timedelta(minutes=row["late"])} for row in rows]
@@ -256,3 +264,41 @@ def test_years_of_views_keep_their_digits():
     for got in told["views_7d"]:
         count = count * gap + 1
         assert got == pytest.approx(count, rel=1e-11)
+
+
+# --- leaks
+
+def test_the_context_is_honest_and_the_same_by_event_time_is_not():
+    shop = toy_shop(customers=15, days=40).events
+    events = shop.assign(received_at=shop["event_time"] + pd.to_timedelta((shop.index % 4 == 0) * 3 * 3600, unit="s"))
+    moments = (events.loc[events["event_name"] == "purchase", "event_time"].sample(5, random_state=0) - pd.Timedelta(seconds=1)).tolist()
+    for by in ("user_id", "session_id"): assert leaks(lambda events, by=by: context(events, by), events, by, moments).empty
+    in_duckdb = leaks(lambda events: context(to_backend(events, "duckdb")), events, "user_id", moments[:2])
+    assert in_duckdb.empty
+    assert "cart_value" in set(leaks(lambda events: context(events.assign(received_at=pd.NaT)), events, "user_id", moments)["feature"])
+
+
+@pytest.mark.parametrize("feature, leaky", [
+    ("total over the table", lambda rows: rows.groupby("user_id")["price"].transform("sum")),
+    ("gap filled with the mean of everything", lambda rows: rows["price"].where(rows.index % 3 > 0, rows["price"].mean())),
+    ("time until the next event", lambda rows: rows.groupby("user_id")["event_time"].diff(-1).dt.total_seconds()),
+    ("rank among all", lambda rows: rows["price"].rank(pct=True))])
+def test_a_feature_computed_with_tomorrows_data_is_caught(feature: str, leaky):
+    events = toy_shop(customers=15, days=40).events.dropna(subset="user_id").reset_index(drop=True)
+    moments = events["event_time"].quantile([.3, .6, .9]).tolist()
+    compute = lambda events: events[["user_id"]].assign(event_timestamp=events["event_time"], price=events["price"], leaky=leaky(events))
+    caught = leaks(compute, events, "user_id", moments)
+    assert set(caught["feature"]) == {"leaky"} and set(caught["moment"]) == set(moments), feature
+
+
+def test_a_row_from_the_future_is_a_leak_and_a_moments_own_events_are_none():
+    noon = pd.Timestamp("2026-05-01T12:00Z")
+    events = pd.DataFrame({"k": ["a", "b"], "m": [1, 1], "event_time": [noon, noon + pd.Timedelta(hours=1)], "v": [1., 2.]})
+    early = lambda events: events.assign(event_timestamp=events["event_time"] - pd.Timedelta(hours=2))  # tells of things before they happen
+    caught = leaks(early, events, ["k", "m"], [noon])
+    assert set(caught["k"]) == {"b"} and {"v", "event_timestamp"} <= set(caught["feature"]) and caught["without"].isna().all()
+    assert leaks(lambda events: events.assign(event_timestamp=events["event_time"]), events, ["k", "m"], [noon, noon - pd.Timedelta(days=1)]).empty
+    lists = lambda events: events.assign(event_timestamp=events["event_time"], vector=[[float(len(events)), 1.]] * len(events), v=True)
+    assert set(leaks(lists, events, "k", [noon])["feature"]) == {"vector"}
+    with pytest.raises(UsageError, match="at least one"): leaks(lists, events, "k", [])
+    with pytest.raises(UsageError, match="known_at"): leaks(lists, events, "k", [noon], known="known_at")

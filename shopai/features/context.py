@@ -43,7 +43,7 @@ def context(
     events: IntoFrameT,   # with the columns `steps.READ` of the `events` contract, on pandas, DuckDB or PySpark
     by: str = "user_id",  # whose context: user_id or session_id
 ) -> IntoFrameT:  # `by, event_timestamp`, and the stored features of `user_context`; one row for each entity and moment, in no order
-    "Where each entity stood after each moment at which something was learnt about it. Raises `UsageError` that names missing columns."
+    "Where each entity stood after each moment at which something was learnt about it. Raises `UsageError` for missing columns and for times without a zone."
     return as_given(events, _rows(states(steps(events, by), by), by))
 
 # %% ../../nbs/features/50_context.ipynb #a5c26607
@@ -103,7 +103,9 @@ def context_step(
     by: str = "user_id",
     memory: "pd.DataFrame | None" = None,  # what earlier batches left; None: nothing
 ) -> tuple["pd.DataFrame", "pd.DataFrame"]:  # the rows of `context` for this batch; what the next one must know: a plain table, `by` and `steps.STEP`
-    "The context after a batch. Wherever the events are cut, in the order of (clock, event time, event id), the last state of each entity is the same. Raises `UsageError` like `context`."
+    """The context after a batch. Wherever the events are cut, in the order of (clock, event time, event id), the last state of each entity is the same.
+
+    Raises `UsageError` like `context`."""
     taken = _stored(steps(events, by), by)
     others, past = None, None if memory is None else nw.from_native(memory)
     if past is not None:

@@ -16,10 +16,21 @@ from .running import along, clamped, fading, latest, numbered
 
 # %% ../../nbs/features/42_steps.ipynb #029d16b7
 READ = ("event_id", "event_name", "event_time", "received_at", "user_id", "session_id", "item_id", "quantity", "price", "transaction_id", "is_bot", "consent")
-_KINDS = {"event_time": nw.Datetime, "received_at": nw.Datetime, "quantity": nw.Float64, "price": nw.Float64, "is_bot": nw.Boolean, "consent": nw.Boolean}  # others: text
+_KINDS = {"event_time": nw.Datetime, "received_at": nw.Datetime, "quantity": nw.Float64, "price": nw.Float64, "is_bot": nw.Boolean, "consent": nw.Boolean}
+
+def _zoned(frame, names):
+    "The frame, whose times have a zone; on pandas, a column without any time may be of any type."
+    for name in set(names) & {"event_time", "received_at"}:
+        kind, pandas = frame.collect_schema()[name], frame.implementation.is_pandas()
+        if pandas and frame[name].is_null().all():
+            frame = nw.from_native(frame.to_native().assign(**{name: None}).astype({name: "datetime64[us, UTC]"}))
+        elif not (isinstance(kind, nw.Datetime) and kind.time_zone):
+            raise UsageError(f"{name} must be times with a zone, such as 2026-01-31T12:00:00Z, got {kind}")
+    return frame
 
 def _typed(frame, names):
     "The columns in one type on each engine."
+    frame = _zoned(frame, names)
     if not frame.implementation.is_pandas():
         return frame.select(*(nw.col(name) if _KINDS.get(name) == nw.Datetime else nw.col(name).cast(_KINDS.get(name, nw.String)) for name in names))
     from shopai.core.schema import KINDS
@@ -31,7 +42,7 @@ def counted(
     events: IntoFrameT,  # with the columns READ of the `events` contract, on pandas, DuckDB or PySpark
     by: str = "user_id",  # whose state: a column of text
 ) -> nw.DataFrame | nw.LazyFrame:  # those columns alone, in plain types
-    "The events that count. Raises `UsageError` that names missing columns."
+    "The events that count. Raises `UsageError` for missing columns and for times without a zone."
     frame, names = nw.from_native(events), list(dict.fromkeys((by, *READ)))
     missing = [name for name in names if name not in frame.collect_schema().names()]
     if missing: raise UsageError(f"events must have the columns {', '.join(names)}; missing: {', '.join(missing)}")
@@ -68,7 +79,8 @@ def _seen(frame):
         _id=nw.col("event_id").fill_null(""), _time=nw.coalesce("received_at", "event_time"),
         _clock=nw.when(nw.col("_received") > NEVER).then(nw.col("_received")).otherwise(nw.col("_at")),
         _session=_tagged("session_id", "event_id"), _order=_tagged("transaction_id", "event_id"), _item=nw.col("item_id").fill_null(""),
-        _buys=_is("purchase"), _sends_back=_is("refund"), _views=_is("view_item").cast(nw.Float64), _sign=there * (_is("add_to_cart") - _is("remove_from_cart")),
+        _buys=_is("purchase"), _sends_back=_is("refund"), _views=_is("view_item").cast(nw.Float64),
+        _sign=there * (_is("add_to_cart") - _is("remove_from_cart")),
         _touches=there * _is("view_item", "add_to_cart", "purchase"), _count=_sane("quantity", 1e6, 1.), _price=_sane("price", 1e9, 0.))
 
 # %% ../../nbs/features/42_steps.ipynb #df361f3b
@@ -81,7 +93,8 @@ def steps(
     frame = frame.with_columns(
         _turn=nw.lit(1), _rows=nw.lit(1), _start=nw.col("_at"), _opened=nw.lit(0), _orders_30d=nw.lit(0.), _changed=nw.lit(NEVER),
         _first=nw.when(bought).then(nw.col("_at")).otherwise(nw.lit(EVER)), _last=nw.when(bought).then(nw.col("_at")).otherwise(nw.lit(NEVER)),
-        _money=_whole(nw.col("_count") * nw.col("_price") * MILLIONTHS) * (nw.col("_buys") - nw.col("_sends_back")), _pieces=_whole(nw.col("_count") * MILLIONTHS))
+        _money=_whole(nw.col("_count") * nw.col("_price") * MILLIONTHS) * (nw.col("_buys") - nw.col("_sends_back")),
+        _pieces=_whole(nw.col("_count") * MILLIONTHS))
     return _ints(frame.select(by, *STEP), *WHOLE)
 
 # %% ../../nbs/features/42_steps.ipynb #91ab13dd
@@ -101,8 +114,8 @@ def _purchases(frame, by: str):
     frame = _ints(frame.with_columns(_opens=(nw.col("_buys") == 1) & (nth == 1)), "_opens")
     new = nw.col("_opens") * nw.col("_turn")
     frame = frame.with_columns(_new=new + nw.col("_opened"), _aging=new + nw.col("_orders_30d"))
-    running = {"orders": nw.col("_new").cum_sum(), "value": nw.col("_money").cum_sum(), "first_order_at": nw.col("_first").cum_min(), "last_order_at": nw.col("_last").cum_max(),
-               "_began": nw.col("_clock").cum_min(), "_spell": nw.col("_buys").cum_sum()}
+    running = {"orders": nw.col("_new").cum_sum(), "value": nw.col("_money").cum_sum(), "_spell": nw.col("_buys").cum_sum(),
+               "first_order_at": nw.col("_first").cum_min(), "last_order_at": nw.col("_last").cum_max(), "_began": nw.col("_clock").cum_min()}
     frame = frame.with_columns(**{name: along(frame, expression, by) for name, expression in running.items()})
     return _ints(frame.with_columns(value=nw.col("value").clip(-_MOST, _MOST)), *running)
 
@@ -147,8 +160,8 @@ def _cart(frame, by: str):
 def states(
     taken: nw.DataFrame | nw.LazyFrame,  # from `steps`
     by: str = "user_id",
-) -> nw.DataFrame | nw.LazyFrame:  # with the figures so far: times in µs (`NEVER`, `EVER`: there is none), money in millionths; `_next`: the clock of the next step, `EVER` in the last
-    "The state of the entity after each of its steps."
+) -> nw.DataFrame | nw.LazyFrame:  # with the figures so far: times in µs (`NEVER`, `EVER`: there is none), money in millionths
+    "The state of the entity after each of its steps. `_next` is the clock of the next step, `EVER` in the last."
     frame = _last_items(_visits(_purchases(numbered(taken, by, "_turn", "_clock", "_at", "_id"), by), by), by)
     frame = fading(fading(frame, "_views", "views_7d", VIEWS_HALF_LIFE, by), "_aging", "orders_30d", ORDERS_HALF_LIFE, by)
     frame = _cart(frame, by)
