@@ -18,6 +18,7 @@ class ServeSettings(BaseSettings):
 
     model: str = Field("recommend", min_length=1, description="name of the model whose champion is served")
     poll_seconds: float = Field(5.0, gt=0, le=3600, description="how often the store is asked for a new champion")
+    feature_timeout_ms: float = Field(20.0, gt=0, le=1000, description="how long the online feature store may take before an answer goes on without it")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     origins: str = Field("", description="other sites whose pages may send events, such as https://shop.example,https://m.shop.example; default the API's own")
     trusted_proxies: int = Field(0, ge=0, le=16, description="how many proxies of the shop's own stand before this process and append to X-Forwarded-For")

@@ -36,6 +36,6 @@ def configure(level: str) -> None:
         LOGGER.propagate = False
 
 
-def event(level: str, text: str, exc_info: bool = False, **fields: object) -> None:
+def event(level: str, text: str, exc_info: bool | Exception = False, **fields: object) -> None:
     "Log one event with named fields."
     LOGGER.log(logging.getLevelNamesMapping()[level.upper()], text, exc_info=exc_info, extra={"fields": fields})

@@ -11,6 +11,7 @@ MAX_EVENTS = 500
 A_TEXT = f"a text of 1 to {MAX_TEXT} characters"
 RULES = {
     "user_id": A_TEXT,
+    "session_id": A_TEXT,
     "item_ids": f"a list of 1 to {MAX_ITEMS} item ids, each {A_TEXT}",
     "k": f"a whole number from 1 to {MAX_K}",
     "exclude": f"a list of at most {MAX_EXCLUDE} item ids, each {A_TEXT}",
@@ -21,16 +22,20 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 
 
 class RecommendationRequest(BaseModel):
-    "Who is asking: a known customer, or a visitor by the items of the session."
+    "Who is asking: a customer, or a visitor by the session or its items."
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"user_id": "12583", "k": 3}, {"item_ids": ["22423", "47566"], "k": 3, "exclude": ["85123A"]}]},
+        json_schema_extra={"examples": [{"user_id": "12583", "k": 3}, {"item_ids": ["22423", "47566"], "k": 3, "exclude": ["85123A"]},
+                                        {"session_id": "9c1d6a", "k": 3}]},
     )
 
-    user_id: Id | None = Field(None, description=f"A customer's pseudonym, {A_TEXT}. Give either this or `item_ids`.")
+    user_id: Id | None = Field(None, description=f"A customer's pseudonym, {A_TEXT}. Not together with `item_ids`.")
     item_ids: list[Id] | None = Field(
-        None, min_length=1, max_length=MAX_ITEMS, description=f"Recent items of a visitor, oldest first: {RULES['item_ids']}. Give either this or `user_id`."
+        None, min_length=1, max_length=MAX_ITEMS, description=f"Recent items of a visitor, oldest first: {RULES['item_ids']}. Not together with `user_id`."
+    )
+    session_id: Id | None = Field(
+        None, description=f"The visit, as its events name it, {A_TEXT}. Alone, or beside `user_id` or `item_ids`: what the shop saw in this visit is used, too."
     )
     k: int = Field(10, ge=1, le=MAX_K, strict=True, description=f"How many items to return: {RULES['k']}.")
     exclude: list[Id] = Field(
@@ -38,9 +43,9 @@ class RecommendationRequest(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> "RecommendationRequest":
-        if (self.user_id is None) == (self.item_ids is None):
-            raise ValueError("give exactly one of user_id and item_ids")
+    def _who(self) -> "RecommendationRequest":
+        if self.user_id is not None and self.item_ids is not None: raise ValueError("give user_id or item_ids, not both")
+        if self.user_id is None and self.item_ids is None and self.session_id is None: raise ValueError("give user_id, item_ids or session_id")
         return self
 
 
@@ -72,6 +77,10 @@ class Recommendations(BaseModel):
     fallback: str | None = Field(
         description="Null when the model answered. Else the reason why popularity did: `unknown_user` (no such customer) or `unknown_items` "
         "(the model knows none of the items)."
+    )
+    context: Literal["live", "none", "stale", "unavailable", "off"] = Field(
+        description="What the shop knows now, beyond the model's data. `live`: recent items of the customer or visit were used. `none`: nothing is known, or "
+        "nothing recent. `stale`: what is known is too old to be used. `unavailable`: the feature store could not be asked. `off`: there is no feature store."
     )
     items: list[Item] = Field(description="Best first; fewer than `k` when the catalogue has no more to offer.")
 

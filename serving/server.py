@@ -37,11 +37,13 @@ def serve(host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
     from serving.config import get_serve_settings
     from shopai.core.artifacts import ModelStore
     from shopai.events.bus import open_bus
+    from shopai.features.online import open_reader
 
     configure(get_serve_settings().log_level)
     _check_free(host, port)
     ModelStore.from_settings()  # a wrong address is the caller's mistake: said here in one line, not by each worker in a traceback
     open_bus(get_settings().bus_location).close()
+    open_reader(get_settings().online_location, get_settings().feature_project).close()  # nothing is connected: a store may be away, or come later
     if not _is_loopback(host):
         event("warning", "the API has no access control yet and listens beyond this machine; put a gateway in front of it", host=host)
     uvicorn.run(APP, factory=True, host=host, port=port, workers=workers, access_log=False, log_config=UVICORN, log_level="warning",

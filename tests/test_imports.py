@@ -15,7 +15,7 @@ ABSENT = (
 )
 SERVED = (
     "shopai", "shopai.core.config", "shopai.core.files", "shopai.core.artifacts", "shopai.data.histories", "shopai.recommend.metrics",
-    "shopai.recommend.baselines", "shopai.recommend.onnx", "shopai.recommend.bundle", "serving.app",
+    "shopai.recommend.baselines", "shopai.recommend.onnx", "shopai.recommend.bundle", "shopai.features.online", "serving.features", "serving.app",
 )
 
 

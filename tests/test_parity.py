@@ -1,15 +1,19 @@
 "The same customer gets the same items and scores from the executed notebook, from the package and over HTTP; and what is served is what was measured."
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from feast_store import Feast
 from shop_command import SMALL, champion, done, read, runs
 from shop_server import running
 
+from shopai.core.config import get_settings
 from shopai.core.lake import Lake
 from shopai.data.interactions import purchases
 from shopai.data.splits import temporal_split
+from shopai.features.catalogue import PROJECT, VIEWS
 from shopai.recommend.bundle import Recommender
 from shopai.recommend.leaderboard import evaluate
 
@@ -76,6 +80,24 @@ def test_sessions_get_the_same_from_package_and_http(package: Recommender, serve
         assert served["fallback"] is computed["fallback"] is None
         assert_same(computed["items"], served["items"], 7)
         assert not {item["item_id"] for item in served["items"]} & {*session, package.item_ids[0]}
+
+
+def test_a_visit_under_way_gets_the_same_from_package_and_http(home: Path, answers: dict, package: Recommender, server):
+    "What the online store tells the API, told to the package by hand; customers whom the notebook asked for without a visit are left alone."
+    folder = Path(get_settings(home=home).online_location.removeprefix("sqlite://")).parent
+    folder.mkdir(exist_ok=True)
+    store, now, rng = Feast(folder, PROJECT, [VIEWS["user_context"]], guarded=True), time.time_ns() // 1_000, np.random.default_rng(1)
+    users = [user for user in package.user_ids if user not in answers][:10] + ["newcomer"]
+    seen = {user: [package.item_ids[i] for i in rng.choice(len(package.item_ids), 5, replace=False)] for user in users}
+    store.write("user_context", [({"user_id": user}, {"seen_at": now, **{f"recent_item_{5 - place}": item for place, item in enumerate(items)}}, now)
+                                 for user, items in seen.items()])
+    server.wait(lambda: server.ask(ASK, {"user_id": "somebody"})[1]["context"] == "none")
+    for user, items in seen.items():
+        _, served = server.ask(ASK, {"user_id": user})
+        computed = package.recommend(user, recent=items).to_dict()
+        assert (served["context"], served["fallback"], computed["fallback"]) == ("live", None, None)
+        assert_same(computed["items"], served["items"], 10)
+        assert computed["items"] != package.recommend(user).to_dict()["items"]
 
 
 def test_strangers_get_the_same_from_package_and_http(package: Recommender, server):

@@ -121,12 +121,14 @@ def test_the_root_lists_addresses_that_exist(client):
     ({"item_ids": ["a", 7]}, "item_ids[1] must be a text of 1 to 128 characters, got 7"),
     ({"user_id": "a", "exclude": ["b"] * 1001}, "exclude must be a list of at most 1000 item ids, each a text of 1 to 128 characters, got a list of 1001"),
     ({"user_id": "a", "exclude": [None]}, "exclude[0] must be a text of 1 to 128 characters, got null"),
-    ({"user_id": "a", "items": 3}, 'unknown field "items"; known are user_id, item_ids, k, exclude'),
-    ({"user_id": "a", "ü\n": 3}, 'unknown field "\\u00fc\\n"; known are user_id, item_ids, k, exclude'),
-    ({"user_id": "a", "item_ids": ["b"]}, "give exactly one of user_id and item_ids"),
-    ({}, "give exactly one of user_id and item_ids"),
-    ([], "the body must be a JSON object with user_id, item_ids, k, exclude, sent as application/json"),
-    (None, "the body must be a JSON object with user_id, item_ids, k, exclude, sent as application/json"),
+    ({"user_id": "a", "items": 3}, 'unknown field "items"; known are user_id, item_ids, session_id, k, exclude'),
+    ({"user_id": "a", "ü\n": 3}, 'unknown field "\\u00fc\\n"; known are user_id, item_ids, session_id, k, exclude'),
+    ({"user_id": "a", "item_ids": ["b"]}, "give user_id or item_ids, not both"),
+    ({"user_id": "a", "item_ids": ["b"], "session_id": "c"}, "give user_id or item_ids, not both"),
+    ({}, "give user_id, item_ids or session_id"),
+    ({"session_id": ""}, 'session_id must be a text of 1 to 128 characters, got ""'),
+    ([], "the body must be a JSON object with user_id, item_ids, session_id, k, exclude, sent as application/json"),
+    (None, "the body must be a JSON object with user_id, item_ids, session_id, k, exclude, sent as application/json"),
 ])
 def test_a_wrong_request_is_told_what_to_change(client, body, detail):
     answer = client.post(ASK, content=json.dumps(body), headers={"content-type": "application/json"})
@@ -229,8 +231,8 @@ anything = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() 
                         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4), max_leaves=10)
 name = st.text(st.characters(codec=None), max_size=140) | st.sampled_from(["nobody", "\x00", "\ud800", "a/b"])
 names = st.lists(name, max_size=5)
-nearly = st.fixed_dictionaries({}, optional={"user_id": name | anything, "item_ids": names | anything, "k": st.integers(-5, 200) | anything,
-                                             "exclude": names | anything, "K": anything})
+nearly = st.fixed_dictionaries({}, optional={"user_id": name | anything, "item_ids": names | anything, "session_id": name | anything,
+                                             "k": st.integers(-5, 200) | anything, "exclude": names | anything, "K": anything})
 
 
 def sound(answer):

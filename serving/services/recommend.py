@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1", tags=["recommendations"])
 
 _ITEM = {"item_id": "22697", "title": "GREEN REGENCY TEACUP AND SAUCER", "score": 0.41, "rank": 1}
 # FastAPI drops nulls from examples, so the example is one where popularity answered; the usual `"fallback": null` is in the field's description.
-_ANSWER = {"request_id": "5f0c1f6e9d5b4a0f8e0a3f5b1c2d3e4f", "model_version": "3", "fallback": "unknown_user", "items": [_ITEM]}
+_ANSWER = {"request_id": "5f0c1f6e9d5b4a0f8e0a3f5b1c2d3e4f", "model_version": "3", "fallback": "unknown_user", "context": "none", "items": [_ITEM]}
 _ALWAYS = {**documented(503, "no-model", "no model is ready: the champion is being loaded"), **documented(500, "internal", INTERNAL)}
 
 
@@ -34,15 +34,18 @@ def _example(value: dict) -> dict:
 async def recommendations(request: Request, body: Annotated[RecommendationRequest, Body(openapi_examples={
     "customer": {"summary": "A known customer", "value": {"user_id": "12583", "k": 3}},
     "visitor": {"summary": "A visitor, by the items of the session", "value": {"item_ids": ["22423", "47566"], "k": 3, "exclude": ["85123A"]}},
+    "visit": {"summary": "A visitor, by the session that the events tell of", "value": {"session_id": "9c1d6a", "k": 3}},
 })]) -> JSONResponse:
-    """Items that fit a customer's whole history, or the items a visitor has just looked at.
+    """Items that fit a customer's whole history and the visit under way, or the items a visitor has just looked at.
 
-    What the customer already bought, the items sent and those in `exclude` are never returned. An unknown customer is no error: popular items answer, and
-    `fallback` says so.
+    What the shop has seen of the visit is looked up, and `context` says whether it was used. What the customer already bought, the items sent, the last items
+    of the visit and those in `exclude` are never returned. An unknown customer is no error: popular items answer, and `fallback` says so.
     """
     served = request.app.state.live.require()
-    answer = served.recommender.recommend(body.user_id, body.item_ids, body.k, body.exclude)
-    return JSONResponse({"request_id": request.state.request_id, "model_version": served.recommender.version, **answer.to_dict()})
+    recommender, item_ids = served.recommender, None if body.user_id is not None else body.item_ids or ()
+    known = request.app.state.features.context(body.user_id, body.session_id, recommender.histories.now)
+    answer = recommender.recommend(body.user_id, item_ids, body.k, [*body.exclude, *known.withheld], known.recent)
+    return JSONResponse({"request_id": request.state.request_id, "model_version": recommender.version, "context": known.label, **answer.to_dict()})
 
 
 @router.get("/items/{item_id:path}/similar", response_model=SimilarItems, summary="Similar items", responses={

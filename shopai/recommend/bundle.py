@@ -133,7 +133,8 @@ def save_bundle(
     return write_manifest(folder, **{"name": name, "kind": model.kind, "inputs": INPUTS, "outputs": OUTPUTS, **known, **fields})
 
 # %% ../../nbs/recommend/40_bundle.ipynb #d6c4cd52
-INPUTS = {"user_id": "a customer's name, or", "item_ids": "items of a session, oldest first", "k": "number of items", "exclude": "items not to return"}
+INPUTS = {"user_id": "a customer's name, or", "item_ids": "items of a session, oldest first", "k": "number of items", "exclude": "items not to return",
+          "recent": "items of the visit that is under way, oldest first"}
 OUTPUTS = {"items": "best first: item_id, title, score, rank", "fallback": "null, unknown_user or unknown_items"}
 
 def _utc(seconds: int) -> str: return datetime.fromtimestamp(int(seconds), UTC).isoformat()
@@ -205,12 +206,18 @@ class Recommender:
     @property
     def version(self) -> str: return self.manifest.version
 
-    def recommend(self, user_id: str | None = None, item_ids: Sequence[str] | None = None, k: int = 10, exclude: Sequence[str] = ()) -> Answer:
-        "At most `k` items for a customer, or for a session of items, oldest first. Raises `UsageError` unless exactly one of the two is given."
+    def recommend(
+        self,
+        user_id: str | None = None,               # a customer, or
+        item_ids: Sequence[str] | None = None,    # a session of items, oldest first
+        k: int = 10,                              # most items to return
+        exclude: Sequence[str] = (),              # items not to return
+        recent: Sequence[str] = (),               # what the customer viewed, carted or bought in the visit that is under way, oldest first
+    ) -> Answer:
+        "The items that fit best. Raises `UsageError` unless exactly one of `user_id` and `item_ids` is given."
         if (user_id is None) == (item_ids is None): raise UsageError("give exactly one of user_id and item_ids")
         row = -1 if user_id is None else self.user_ids.find(user_id)
-        now = self.histories.now
-        histories = _alone(*self.histories.row(row), now) if row >= 0 else Histories.of([self.codes(item_ids or ())], now)
+        histories = self._extended(row, self.codes([*recent, *(item_ids or ())]))
         scores, silent = self.score_histories(histories)
         items = self._best(scores, k, np.concatenate([histories.items, self.codes(exclude)]))
         if not silent[0]: return Answer(items)
@@ -243,6 +250,11 @@ class Recommender:
         "Codes of the items that the catalogue holds, in the given order."
         found = np.array([self.item_ids.find(item) for item in item_ids], np.int32)
         return found[found >= 0]
+
+    def _extended(self, row: int, codes: np.ndarray) -> Histories:
+        "The history of customer `row` (-1: none), and after it what happens `now`."
+        items, times, now = (*self.histories.row(row), self.histories.now) if row >= 0 else (codes[:0], np.empty(0, np.int64), self.histories.now)
+        return _alone(np.concatenate([items, codes]), np.concatenate([times, np.full(len(codes), now)]), now)
 
     def _best(self, scores: np.ndarray, k: int, seen: np.ndarray) -> list[Recommendation]:
         items, values = top_k(scores, _checked(k), exclude=(np.array([0, len(seen)]), seen))
