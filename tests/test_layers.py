@@ -38,6 +38,14 @@ ALLOWED_AT_TOP = {
     ("shopai.events.spark_bus", "pyspark"): "a data source of Spark, imported by who runs Spark",
     ("shopai.data.*", "pandas"): "works on data frames; data.histories, which serving needs, doesn't use it",
     ("shopai.events.decode", "pyarrow"): "turns bytes into Arrow tables; the API reads events with events.wire",
+    ("shopai.features.offline", "feast"): "an offline store of Feast's, imported by Feast",
+    ("shopai.features.offline", "pyarrow"): "gives Feast Arrow tables",
+    ("shopai.features.online_store", "feast"): "online stores of Feast's, imported by Feast; answers are read with features.online",
+    ("shopai.features.definitions", "feast"): "the catalogue in Feast's words",
+    ("shopai.features.rows", "pandas"): "checks data frames for who writes features",
+    ("shopai.features.rows", "pyarrow"): "checks Arrow batches for who writes features",
+    ("shopai.features.store", "pandas"): "writes and reads data frames; answers are read with features.online",
+    ("shopai.features.store", "pyarrow"): "writes Arrow batches",
 }
 
 

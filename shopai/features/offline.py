@@ -84,7 +84,7 @@ def _rows(source: FileSource, columns: Sequence[str]) -> "duckdb.DuckDBPyRelatio
     "The table of the lake behind a view."
     location, _, table = source.path.rpartition("/")
     lake = Lake(location)
-    if not lake.exists(table): raise UsageError(f"the lake has no table {table!r}: nothing was written for these features yet; fill it with shopai run features")
+    if not lake.exists(table): raise UsageError(f"the lake has no table {table!r}: these features were never written; write them with: shopai run features")
     return lake.read(table, columns, as_="duckdb")
 
 # %% ../../nbs/features/60_offline.ipynb #040e6976
@@ -113,7 +113,8 @@ def _joined(asked: pa.Table, view: FeatureView, features: Sequence[str], full_fe
     "The questions with the features of one view behind them."
     name, names = view.projection.name_to_use(), view.projection.join_key_map or {}
     keys = [column.name for column in view.entity_columns]
-    if lacking := [key for key in keys if names.get(key, key) not in asked.column_names]: raise UsageError(f"entities must have the column {lacking[0]!r} for {name}")
+    for key in keys:
+        if names.get(key, key) not in asked.column_names: raise UsageError(f"entities: column {key!r} is missing, which {name} needs")
     questions = pa.table({**{key: asked[names.get(key, key)] for key in keys}, "event_timestamp": asked["event_timestamp"]})
     ttl = round(view.ttl.total_seconds() * SECOND) if view.ttl else None
     answers = as_of(questions, _rows(view.batch_source, [*keys, "event_timestamp", *features]), keys, features, ttl)
@@ -138,15 +139,15 @@ class LakeOfflineStore(OfflineStore):
         import pandas as pd
         if not isinstance(entity_df, pd.DataFrame): raise UsageError(f"entity_df must be a data frame, got {type(entity_df).__name__}")
         if "event_timestamp" not in entity_df: raise UsageError(f"entity_df must have the column 'event_timestamp'; it has {', '.join(map(str, entity_df))}")
-        refs = [ref.split(":", 1) for ref in feature_refs]
-        of = {view.projection.name_to_use(): list(dict.fromkeys(feature for name, feature in refs if name == view.projection.name_to_use())) for view in feature_views}
+        of: dict[str, list[str]] = {}
+        for name, feature in dict.fromkeys(tuple(ref.split(":", 1)) for ref in feature_refs): of.setdefault(name, []).append(feature)
         def ask() -> pa.Table:
             asked = pa.Table.from_pandas(entity_df, preserve_index=False)
             for view in feature_views: asked = _joined(asked, view, of[view.projection.name_to_use()], full_feature_names)
             return asked
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
-        times = entity_df["event_timestamp"]
-        return LakeJob(ask, full_feature_names, on_demand, RetrievalMetadata(feature_refs, [c for c in entity_df if c != "event_timestamp"], times.min(), times.max()))
+        times, keys = entity_df["event_timestamp"], [column for column in entity_df if column != "event_timestamp"]
+        return LakeJob(ask, full_feature_names, on_demand, RetrievalMetadata(feature_refs, keys, times.min(), times.max()))
 
     @staticmethod
     def pull_latest_from_table_or_query(
