@@ -112,7 +112,8 @@ def test_fold_in_does_not_depend_on_who_else_asks(bought):
     assert (model.fold_in(take(histories, np.array([5]))) == model.fold_in(histories)[5]).all()
 
 
-@pytest.mark.parametrize("parameter", [{"factors": 0}, {"factors": 2.5}, {"iterations": 0}, {"regularisation": 0}, {"alpha": -1}, {"half_life": 0}, {"alpha": float("nan")}])
+@pytest.mark.parametrize("parameter", [{"factors": 0}, {"factors": 2.5}, {"iterations": 0}, {"regularisation": 0}, {"alpha": -1}, {"alpha": float("nan")},
+                                       {"half_life": 0}])
 def test_impossible_parameters_are_refused(parameter):
     with pytest.raises(UsageError, match=f"{next(iter(parameter))} must be"): ALSVectors(**parameter)
 

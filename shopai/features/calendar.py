@@ -19,7 +19,9 @@ def _days(frame, column: str):
     "The frame with `_day`; `NEVER` where the time is missing."
     if frame.implementation.is_spark_like(): frame = frame.with_columns(_time=nw.col(column).cast(nw.Datetime("us", "UTC")))  # dates, too
     elif frame.implementation.is_duckdb(): frame = nw.from_native(frame.to_native().project(f'*, "{column}"::TIMESTAMPTZ AS _time'))
-    else: frame = frame.with_columns(_time=nw.col(column))
+    else:
+        import pandas as pd
+        frame = nw.from_native(frame.to_native().assign(_time=lambda native: pd.to_datetime(native[column], utc=True).astype("datetime64[us, UTC]")))
     frame = with_micros(frame, _day="_time").drop("_time")
     return plain(frame.with_columns(_day=nw.when(nw.col("_day") > NEVER).then(nw.col("_day") // DAY).otherwise(nw.lit(NEVER)).cast(nw.Int64)), ["_day"])
 
