@@ -16,19 +16,22 @@ BODIES = itertools.cycle(json.loads(Path(os.environ["SHOPAI_TRAFFIC"]).read_text
 EACH = float(os.environ.get("SHOPAI_RATE_EACH", "5"))  # requests a second of one user
 STARTS: list[float] = []  # seconds since 1970
 TIMES: list[float] = []   # milliseconds
+LABELS: list[str | None] = []  # what the answer says in `context`
 ERRORS: list[str] = []
 
 
 @events.request.add_listener
-def _keep(start_time, response_time, exception, **_):
+def _keep(start_time, response_time, exception, response, **_):
     STARTS.append(start_time)
     TIMES.append(response_time)
+    LABELS.append(None if exception else response.json().get("context"))
     if exception is not None: ERRORS.append(str(exception))
 
 
 @events.quitting.add_listener
 def _write(**_):
-    Path(os.environ["SHOPAI_TIMES"]).write_text(json.dumps({"starts": STARTS, "milliseconds": TIMES, "errors": ERRORS}), encoding="utf-8")
+    kept = {"starts": STARTS, "milliseconds": TIMES, "labels": LABELS, "errors": ERRORS}
+    Path(os.environ["SHOPAI_TIMES"]).write_text(json.dumps(kept), encoding="utf-8")
 
 
 class Customer(FastHttpUser):

@@ -44,14 +44,14 @@ def traffic(bundle: Recommender, n: int, seed: int = 0) -> list[dict]:
     return [make() for make in rng.choices((customer, session, stranger), (70, 20, 10), k=n)]
 
 
-def start(home: Path, log) -> tuple[subprocess.Popen, str, float]:
+def start(home: Path, log, **environment: str) -> tuple[subprocess.Popen, str, float]:
     "A server process, its address, and the seconds from its start until /readyz said 200."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address, started = f"http://127.0.0.1:{port}", time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "serving", "--port", str(port)], cwd=ROOT, stdout=log, stderr=log,
-                               env={**os.environ, **ONE_THREAD, "SHOPAI_HOME": str(home)})
+                               env={**os.environ, **ONE_THREAD, "SHOPAI_HOME": str(home), **environment})
     while time.perf_counter() - started < 60 and process.poll() is None:
         try:
             urllib.request.urlopen(f"{address}/readyz", timeout=5).close()  # noqa: S310
@@ -63,7 +63,7 @@ def start(home: Path, log) -> tuple[subprocess.Popen, str, float]:
 
 
 def load(address: str, bodies: list[dict], rate: float, clients: int, seconds: float, folder: Path) -> dict:
-    "Run locust; the response times in milliseconds, and errors."
+    "Run locust; each answer's start (seconds since 1970), milliseconds and `context`, and errors."
     (folder / "bodies.json").write_text(json.dumps(bodies), encoding="utf-8")
     files = {"SHOPAI_TRAFFIC": str(folder / "bodies.json"), "SHOPAI_TIMES": str(folder / "times.json")}
     env = {**os.environ, **ONE_THREAD, **files, "SHOPAI_RATE_EACH": str(rate / clients)}
