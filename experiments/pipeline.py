@@ -48,23 +48,33 @@ def live_events() -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata=dict(landed.note()))
 
 
-@dg.asset(deps=[live_events], group_name="models", description="The recommender: fitted, judged against baselines and champion, published if it wins.")
-def recommend(config: JobConfig) -> dg.MaterializeResult:
-    result = run_job("recommend", config.profile)
+def _run(job: str, profile: str) -> dg.MaterializeResult:
+    """Run a job; its report and its figures become the asset's metadata."""
+    result = run_job(job, profile)
     report = dg.MetadataValue.path(str(result.folder / "notebook.html"))
     return dg.MaterializeResult(metadata={"report": report, **{name: value for name, value in result.metrics.items() if isinstance(value, (int, float))}})
 
 
+@dg.asset(deps=[live_events], group_name="features", description="What the shop knows of customers, items and seasons: in the lake as of any moment, and online as of now.")
+def features(config: JobConfig) -> dg.MaterializeResult:
+    return _run("features", config.profile)
+
+
+@dg.asset(deps=[features], group_name="models", description="The recommender: fitted, judged against baselines and champion, published if it wins.")
+def recommend(config: JobConfig) -> dg.MaterializeResult:
+    return _run("recommend", config.profile)
+
+
 nightly = dg.ScheduleDefinition(name="nightly", target=dg.AssetSelection.all(), cron_schedule="0 3 * * *",
                                 description="Rebuild and retrain while the shop sleeps.")
-defs = dg.Definitions(assets=[shop_tables, live_events, recommend], schedules=[nightly])
+defs = dg.Definitions(assets=[shop_tables, live_events, features, recommend], schedules=[nightly])
 
 
 def run(profile: str = "smoke", source: str = "", path: str = "", **options: int) -> dict[str, str]:
     """Materialise all assets in this process, in order. Returns each asset's outcome: `done`, `failed: <reason>`, `wrong use: <reason>` or `skipped`."""
-    find_notebook("recommend"), find_profile("recommend", profile)  # rather now than after the lake was built
-    assets = [shop_tables, live_events, recommend]
-    ops = {"shop_tables": {"config": {"source": source, "path": path, "options": options}}, "live_events": {}, "recommend": {"config": {"profile": profile}}}
+    for job in ("features", "recommend"): find_notebook(job), find_profile(job, profile)  # rather now than after the lake was built
+    assets, how = [shop_tables, live_events, features, recommend], {"config": {"profile": profile}}
+    ops = {"shop_tables": {"config": {"source": source, "path": path, "options": options}}, "live_events": {}, "features": how, "recommend": how}
     quiet = {"console": {"config": {"log_level": "CRITICAL"}}}  # the job shows its own progress, and a failure is in the outcome
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize(assets, run_config={"ops": ops, "loggers": quiet}, instance=instance, raise_on_error=False)

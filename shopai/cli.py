@@ -281,6 +281,8 @@ def events_ingest(
     batch: Annotated[int, typer.Option("--batch", min=1, max=1_000_000, help="Records that land in one commit, at most.")] = 20_000,
     wait: Annotated[float, typer.Option("--wait", min=.01, max=60, help="Seconds between two looks at an empty bus.")] = 1.0,
     spark: Annotated[bool, typer.Option("--spark", help="The same job as Spark Structured Streaming, for a shop that outgrows one machine.")] = False,
+    push: Annotated[bool | None, typer.Option("--push/--no-push", help="Keep the online features at what comes in; default: if shopai features apply was run. "
+                                                                       "With --spark, run shopai features push --follow beside it.")] = None,
 ) -> None:
     """Take events from the bus, enrich them, and put them into the lake, each exactly once.
 
@@ -296,18 +298,34 @@ def events_ingest(
 
     settings = get_settings()
     with _until_stopped() as stop, _ingest_display() as tell:
-        try: done = _by_spark(settings, once, stop, tell, batch, wait) if spark else _in_process(settings, once, stop, tell, batch, wait)
+        try: done = _by_spark(settings, once, stop, tell, batch, wait) if spark else _in_process(settings, once, stop, tell, batch, wait, push)
         except Overtaken as error: _failed(str(error))
     out.print(f"{_landed(done)} · {settings.lake_location}", soft_wrap=True)
 
 
-def _in_process(settings: Settings, once: bool, stop: "Event", tell: Callable, batch: int, wait: float):
-    "Ingest on one core."
+def _in_process(settings: Settings, once: bool, stop: "Event", tell: Callable, batch: int, wait: float, push: bool | None):
+    "Ingest on one core, and with it what the online store knows of customers and visits."
     from shopai.events.ingest import ingest_from_settings, serve_ingest
 
     ingest = ingest_from_settings(settings)
-    try: return serve_ingest(ingest, once, stop, tell, batch, wait)
-    finally: ingest.close()
+    live = _live(settings) if push or (push is None and (settings.home / "features" / "registry.db").exists()) else None
+    if live: ingest.listeners.append(live)
+
+    def told(progress) -> None:
+        if live: live.flush()  # what waited for a store that was down
+        tell(progress)
+
+    try: return serve_ingest(ingest, once, stop, told, batch, wait)
+    finally:
+        ingest.close()
+        if live and (pushed := live.flush(at_once=True)): out.print(f"features: {pushed}", soft_wrap=True)
+
+
+def _live(settings: Settings):
+    "What pushes features, once it has read the past."
+    from shopai.features.live import live_context
+
+    with err.status("reading what is known of customers and visits"): return live_context(settings)
 
 
 def _by_spark(settings: Settings, once: bool, stop: "Event", tell: Callable, batch: int, wait: float):

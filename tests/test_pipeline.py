@@ -34,19 +34,19 @@ def outcomes(shown: str) -> dict[str, str]:
 
 def test_a_fresh_home_gets_a_shop_and_a_champion(home: Path):
     shown = done(home, "pipeline", "run", "--profile", "smoke", *SMALL[:-1])
-    assert outcomes(shown) == {"shop_tables": "done", "live_events": "done", "recommend": "done"}
-    assert Lake(home / "lake").tables() == sorted(SHOP_TABLES)
+    assert outcomes(shown) == {"shop_tables": "done", "live_events": "done", "features": "done", "recommend": "done"}
+    assert {table for table in Lake(home / "lake").tables() if not table.startswith("features_")} == set(SHOP_TABLES)
     [folder] = runs(home)
     assert job_status(folder)["status"] == "done" and champion(home)["version"] == folder.name
     assert read(folder / "manifest.json")["profile"] == "smoke"
-    assert {path.name for path in home.iterdir()} == {"bus", "lake", "images", "runs", "models", "mlflow.db", "mlflow.db.lock"}  # Dagster leaves nothing behind
+    assert {path.name for path in home.iterdir()} == {"bus", "cache", "features", "lake", "images", "runs", "models", "mlflow.db", "mlflow.db.lock"}  # Dagster leaves nothing behind
 
 
 def test_a_lake_is_kept_and_a_failing_job_is_one_line(home: Path, tmp_path: Path):
     "The notebook of this project raises: what came before it is done, and the exit code is 1."
     project = tmp_path / "project"
     for part in ("experiments", "params"): shutil.copytree(ROOT / part, project / part)
-    path = next((project / "experiments").glob("*_recommend.ipynb"))
+    path = next((project / "experiments").glob("*_features.ipynb"))
     notebook = nbformat.read(path, as_version=4)
     at = next(place for place, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
     notebook.cells = [notebook.cells[at], nbformat.v4.new_code_cell("raise RuntimeError('the shop is closed')")]
@@ -54,10 +54,11 @@ def test_a_lake_is_kept_and_a_failing_job_is_one_line(home: Path, tmp_path: Path
     done(home, "data", "build", *TINY)
     result = shopai(home, "pipeline", "run", SHOPAI_PROJECT=str(project))
     assert result.returncode == 1 and "Traceback" not in result.stdout + result.stderr
-    [folder] = runs(home)
-    reason = f"recommend failed: RuntimeError: the shop is closed; see {folder}/notebook.html"
-    assert result.stderr.splitlines()[-1] == f"failed: recommend: {reason}"
-    assert outcomes(result.stdout)["shop_tables"] == "done" and outcomes(result.stdout)["recommend"].startswith("failed: ")
+    [folder] = runs(home, "features")
+    reason = f"features failed: RuntimeError: the shop is closed; see {folder}/notebook.html"
+    assert result.stderr.splitlines()[-1] == f"failed: features: {reason}"
+    shown = outcomes(result.stdout)
+    assert shown["shop_tables"] == "done" and shown["features"].startswith("failed: ") and shown["recommend"] == "skipped"
     assert Lake(home / "lake").version("events") == 1 and champion(home) is None
 
 
@@ -73,7 +74,7 @@ def test_a_wrong_source_stops_the_chain(home: Path, arguments: list, message: st
 
 
 def test_a_wrong_profile_stops_before_the_lake_is_built(home: Path):
-    assert "profile: there is no params/nope/recommend.yaml" in complaint(home, 2, "pipeline", "run", "--profile", "nope")
+    assert "profile: there is no params/nope/features.yaml" in complaint(home, 2, "pipeline", "run", "--profile", "nope")
     assert not (home / "lake").exists()
 
 
@@ -82,14 +83,15 @@ def test_what_dagster_sees(pipeline):
     import dagster as dg
 
     graph = pipeline.defs.resolve_asset_graph()
-    assert graph.get(dg.AssetKey("recommend")).parent_keys == {dg.AssetKey("live_events")}
+    assert graph.get(dg.AssetKey("recommend")).parent_keys == {dg.AssetKey("features")}
+    assert graph.get(dg.AssetKey("features")).parent_keys == {dg.AssetKey("live_events")}
     assert graph.get(dg.AssetKey("live_events")).parent_keys == {dg.AssetKey("shop_tables")}
     schedule = pipeline.defs.resolve_schedule_def("nightly")
     assert schedule.cron_schedule == "0 3 * * *"
     with dg.DagsterInstance.ephemeral() as instance, dg.build_schedule_context(instance=instance, repository_def=pipeline.defs.get_repository_def()) as context:
         [request] = schedule.evaluate_tick(context).run_requests
     job = pipeline.defs.resolve_job_def(schedule.job_name)
-    assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == {"shop_tables", "live_events", "recommend"}
+    assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == {"shop_tables", "live_events", "features", "recommend"}
     assert request.run_config == {}
 
 

@@ -147,15 +147,13 @@ def largest_difference(
     online: Mapping[str, Any],
 ) -> tuple[float, str]:  # the difference, relative where the values are larger than 1, infinite where one side is missing; and the feature
     "Where two answers about the same entity differ most."
-    worst = (0., "")
-    for name, value in online.items():
-        pair = [None if x is None or (not isinstance(x, np.ndarray | list | str) and x != x) else x for x in (offline[name], value)]
-        worst = max(worst, (_apart(*pair), name), key=lambda found: found[0])
-    return worst
+    return max(((_apart(offline[name], value), name) for name, value in online.items()), default=(0., ""), key=lambda found: found[0])
 
 # %% ../../nbs/features/80_job.ipynb #5bde3460
 def _apart(a: Any, b: Any) -> float:
     "How far two values differ."
+    import pandas as pd
+    a, b = (None if not isinstance(x, np.ndarray | list) and pd.isna(x) else x for x in (a, b))
     if a is None or b is None: return 0. if a is b else np.inf
     if isinstance(a, str) or isinstance(b, str): return 0. if a == b else np.inf
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -176,7 +174,7 @@ def spot_check(
     online = reader.get_many(view, [{key: name} for name in ids], now=moment.value // 1_000)
     names = [f"{view}__{name}" for name in VIEWS[view].all_names]
     found = [largest_difference(dict(zip(VIEWS[view].all_names, row)), told.values) for row, told in zip(offline[names].itertuples(index=False), online)]
-    difference, feature = max(found, default=(0., ""), key=lambda one: one[0])
+    difference, feature = max(found, key=lambda one: one[0])
     return {"entities": len(ids), "known": sum(told.status == "fresh" for told in online), "difference": difference, "feature": feature}
 
 # %% ../../nbs/features/80_job.ipynb #82abc457
