@@ -45,7 +45,8 @@ def random_events(seed: int, rows: int = 300, days: int = 600) -> pd.DataFrame:
     return conform(pd.DataFrame({
         "event_id": [f"e{i}" for i in range(n)], "event_name": r.choice(["purchase", "purchase", "view_item", "refund"], n), "event_time": times,
         "received_at": pd.Series(times + late).where(r.random(n) < .7), "item_id": r.choice(["a", "b", "c", "d", "unknown", None], n),
-        "quantity": np.where(r.random(n) < .1, np.nan, r.integers(0, 5, n)), "is_bot": r.random(n) < .1, "consent": r.choice([True, False, None], n)}), "events")
+        "quantity": np.where(r.random(n) < .1, np.nan, r.integers(0, 5, n)),
+        "is_bot": r.random(n) < .1, "consent": r.choice([True, False, None], n)}), "events")
 
 
 def side_by_side(name: str, *tables: pd.DataFrame) -> list:
