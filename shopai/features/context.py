@@ -15,10 +15,10 @@ import narwhals as nw
 from narwhals.typing import IntoFrameT
 
 from ..events.duplicates import as_given
-from ..events.sessions import NEVER, SILENCE, of_others, of_those, stacked
+from ..events.sessions import NEVER, SECOND, SILENCE, of_others, of_those, stacked
 from .catalogue import CONTEXT, view
 from .running import along
-from .steps import EVER, MILLIONTHS, RECENT, STEP, WHOLE, counted, states, steps
+from .steps import EVER, MILLIONTHS, RECENT, STEP, WHOLE, counted, entity, states, steps
 
 if TYPE_CHECKING:
     import duckdb
@@ -49,9 +49,10 @@ def context(
 # %% ../../nbs/features/50_context.ipynb #a5c26607
 def _telling(told, by: str):
     "The rows that say what the next batch must know: an entity's last, an order's first, a visit's last, the last of a line in the cart; with flags."
-    last = lambda *groups: along(told, nw.col("_clock").shift(-1), *groups).is_null()
-    told = told.with_columns(_ends=nw.col("_next") == EVER, _ends_visit=last(by, "_session"), _ends_line=last(by, "_spell", "_item"),
-                             _seen=nw.col("_clock").max().over(by), _now=nw.col("_spell").max().over(by))
+    last, who = lambda *groups: along(told, nw.col("_clock").shift(-1), *groups).is_null(), entity(by)
+    told = told.with_columns(_ends=nw.col("_next") == EVER, _ends_visit=last(by, "_session"), _ends_line=last(*who, "_spell", "_item"),
+                             _seen=nw.col("_clock").max().over(by), _now=nw.col("_spell").max().over(*who), _newest=nw.col("_visit").max().over(by))
+    if len(who) > 1: told = told.filter(nw.col("_visit") == nw.col("_newest"))
     recent = nw.col("_session").str.starts_with("s") & (nw.col("_clock") >= nw.col("_seen") - SILENCE)  # an event without a visit has none to go on
     in_cart = (nw.col("_spell") == nw.col("_now")) & (nw.col("_in") > 0)
     told = told.with_columns(_ends_visit=nw.col("_ends_visit") & recent, _ends_line=nw.col("_ends_line") & in_cart)
@@ -63,9 +64,9 @@ _NOTHING = {"_session": "", "_order": "", "_item": "", "_views": 0., "_orders_30
 
 def _recalled(telling, by: str, kind: str, **said: str | int):
     "Steps of one kind; `said`: a column, or a number. The kind is the `_id`, by which they are sorted: orders, which empty the cart, before what is in it."
-    there = {name: nw.lit(nothing) for name, nothing in _NOTHING.items() if name != "_clock"}
-    there |= {name: nw.col(value) if isinstance(value, str) else nw.lit(value) for name, value in said.items()}
-    return telling.select(by, "_time", "_clock", **there, _id=nw.lit(kind)).select(by, *STEP)
+    there = {name: nw.lit(nothing) for name, nothing in _NOTHING.items()}
+    there |= {name: nw.col(value) if isinstance(value, str) else nw.lit(value) for name, value in ({"_clock": "_seen"} | said).items()}
+    return telling.select(by, "_time", **there, _id=nw.lit(kind)).select(by, *STEP)
 
 def _stored(frame, by: str):
     "Steps in pandas, in the types in which they are kept."
@@ -82,7 +83,7 @@ def _memory(telling, by: str):
               "_changed": "cart_changed_at"}
     kinds = [_recalled(ends, by, "totals", **totals),
              _recalled(telling.filter(nw.col("_opens") == 1), by, "an order", _buys=1, _order="_order"),
-             _recalled(rows("_ends_visit"), by, "visit", _session="_session", _rows="session_events", _start="session_started_at"),
+             _recalled(rows("_ends_visit"), by, "visit", _clock="_clock", _session="_session", _rows="session_events", _start="session_started_at"),
              _recalled(rows("_ends_line"), by, "in cart", _sign=1, _item="_item", _pieces="_in", _price="_ask")]
     for back, name in reversed(list(enumerate(RECENT))):  # the oldest comes first
         kinds.append(_recalled(ends.filter(~nw.col(name).is_null()), by, f"recent {-back + 5}", _touches=1, _item=name))
@@ -96,6 +97,12 @@ def _not_before(new, known, by: str):
     frame = new.join(seen, on=by, how="left").to_native()
     clock = frame["_clock"].clip(lower=frame["_seen"].astype("Int64").fillna(NEVER).astype("int64"))
     return nw.from_native(frame.assign(_clock=clock, _time=pd.to_datetime(clock, unit="us", utc=True))).select(by, *STEP)
+
+def _going_on(memory, by: str, now: int | None):
+    "The memory without visits that are over."
+    return memory if by != "session_id" or now is None else memory.filter(nw.col("_clock") >= now - SILENCE - _MARGIN)
+
+_MARGIN = 3_600 * SECOND
 
 # %% ../../nbs/features/50_context.ipynb #8d370294
 def context_step(
@@ -113,7 +120,8 @@ def context_step(
         taken = _stored(stacked(known, _not_before(taken, known, by)), by)
     told = states(taken, by)
     after = _memory(_telling(told, by), by)
-    return _rows(told, by).to_native(), (after if others is None else stacked(others, after)).to_native().reset_index(drop=True)
+    if others is not None: after = stacked(_going_on(others, by, after["_clock"].max()), after)
+    return _rows(told, by).to_native(), after.to_native().reset_index(drop=True)
 
 # %% ../../nbs/features/50_context.ipynb #85155fdd
 PART = 500_000  # events that are computed at once
@@ -157,7 +165,9 @@ def memory_from(
 ) -> "pd.DataFrame":  # for `context_step`
     "What the next batch must know of a whole history."
     telling = lambda part: _telling(states(steps(part, by), by), by)
-    if isinstance(nw.from_native(events), nw.DataFrame): return _memory(telling(events), by).to_native()
-    with _parts(events, by, parts, memory) as split:
-        kept = [_memory(telling(part).collect("pandas"), by) for part in split]
-    return stacked(*kept).to_native().reset_index(drop=True) if kept else memory_from(nw.from_native(events).head(0).collect("pandas").to_native(), by)
+    if isinstance(nw.from_native(events), nw.DataFrame): kept = _memory(telling(events), by)
+    else:
+        with _parts(events, by, parts, memory) as split: kept = [_memory(telling(part).collect("pandas"), by) for part in split]
+        if not kept: return memory_from(nw.from_native(events).head(0).collect("pandas").to_native(), by)
+        kept = stacked(*kept)
+    return _going_on(kept, by, kept["_clock"].max()).to_native().reset_index(drop=True)
