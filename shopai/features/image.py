@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -46,10 +47,10 @@ class Unreadable(ValueError):
 # %% ../../nbs/features/30_image.ipynb #d062d133
 def _file(root: Path, name: Any) -> Path:
     "The file of a name from the item table, inside the folder."
-    if not isinstance(name, str) or not name.strip(): raise Unreadable("image_path is missing")
+    if not isinstance(name, str) or not name.strip(): raise Unreadable("no picture is named")
     try: path = (root / name).resolve()
-    except (OSError, ValueError): raise Unreadable("image_path is no file name") from None  # a NUL, a loop of links
-    if not path.is_relative_to(root): raise Unreadable("image_path leaves the image folder")
+    except (OSError, ValueError, RuntimeError): raise Unreadable("no file name") from None  # a NUL, a loop of links
+    if not path.is_relative_to(root): raise Unreadable("leads out of the image folder")
     return path
 
 # %% ../../nbs/features/30_image.ipynb #b92b74e3
@@ -208,9 +209,12 @@ def look(
     "The features of squares, mean over the places."
     import torch
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    network, features = load_network(device), [np.empty((0, FEATURES), np.float32)]
     with _settled(threads):
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)  # stays in the order of channels last
-        return load_network(device).extract_features((x.float() - 127) / 128).mean(dim=(2, 3)).cpu().numpy()
+        for part in torch.from_numpy(np.ascontiguousarray(pixels)).split(1 if device == "cpu" else 64):
+            x = part.to(device).permute(0, 3, 1, 2)  # in memory, channels stay last
+            features.append(network.extract_features((x.float() - 127) / 128).mean(dim=(2, 3)).cpu().numpy())
+    return np.concatenate(features)
 
 # %% ../../nbs/features/30_image.ipynb #4be0e737
 _ROW = np.dtype([("digest", "S64"), ("features", "<f4", (FEATURES,))])
@@ -391,7 +395,7 @@ class ImageVectors(_Learning):
             if (facts["weights"], facts["recipe"]) != (WEIGHTS, _RECIPE): raise UsageError(f"the encoder was made with {facts['recipe']}, here is {_RECIPE}: fit it again")
             encoder = cls(**{name: facts[name] for name in ("dim", "batch", "seed", "most")} | running)
             if encoder.dim: encoder.axes_ = _checked(arrays, encoder.dim)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
             if isinstance(error, UsageError): raise
             raise UsageError(f"folder must hold image.json and image.npz of an encoder, got {str(folder)!r}: {error}") from None
         _weights()
