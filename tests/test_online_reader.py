@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -139,7 +140,9 @@ def test_views_of_one_entity_come_together(both: tuple[Feast, Reader]):
     assert {name: looked.status for name, looked in answers.items()} == {"mixed": "fresh", "beside": "stale", "season": "fresh", "never": "unknown"}
     assert (answers["mixed"].values["t"], answers["mixed"].values["twice"], answers["season"].values["n"]) == ("mixed", 3.0, 9.0)
     assert answers["beside"].values == {"t": None, "w": None}
-    assert reader.get(BESIDE, key, NOW - 86_400 * SECOND).values == {"t": "beside", "w": 7}
+    earlier = reader.entity(key, [MIXED, BESIDE], NOW - 86_400 * SECOND)
+    assert (earlier["mixed"].values["n"], earlier["beside"].values) == (1.5, {"t": "beside", "w": 7})
+    assert earlier["beside"] == reader.get(BESIDE, key, NOW - 86_400 * SECOND)
 
 
 def test_a_row_counts_to_the_end_of_its_age_limit(both: tuple[Feast, Reader]):
@@ -221,14 +224,14 @@ def test_threads_share_a_reader(both: tuple[Feast, Reader]):
 # SQLite
 
 
-def by_hand(path: Path, value: int, users: tuple[str, ...] = ("u1",), journal: str = "wal") -> Path:
+def by_hand(path: Path, value: int, users: tuple[str, ...] = ("u1",), journal: str = "wal", made: int | None = None) -> Path:
     "A store with one feature of `beside`, as Feast lays it out."
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(f"PRAGMA journal_mode={journal}")
         columns = "entity_key BLOB, feature_name TEXT, value BLOB, event_ts timestamp, created_ts timestamp, PRIMARY KEY(entity_key, feature_name)"
         connection.execute(f"CREATE TABLE shopai_beside ({columns})")
-        rows = [(entity_key(BESIDE)({"user_id": user}), "w", bytes([0x20, value]), NOW // SECOND) for user in users]
-        connection.executemany("INSERT INTO shopai_beside VALUES (?, ?, ?, ?, NULL)", rows)
+        rows = [(entity_key(BESIDE)({"user_id": user}), "w", bytes([0x20, value]), NOW // SECOND, made) for user in users]
+        connection.executemany("INSERT INTO shopai_beside VALUES (?, ?, ?, ?, ?)", rows)
     return path
 
 
@@ -286,6 +289,12 @@ def test_a_locked_file_is_told_and_a_writer_that_logs_ahead_is_not_waited_for(tm
         assert of_user(reader) == 1
         writer.execute("COMMIT")
         assert of_user(reader) == 2
+
+
+@pytest.mark.parametrize(("made", "at"), [(None, NOW), (NOW // SECOND + 60, NOW), (NOW + 123_456, NOW + 123_456)], ids=["none", "when written", "exact clock"])
+def test_the_exact_clock_counts_where_there_is_one(tmp_path: Path, made: int | None, at: int):
+    reader = open_reader(f"sqlite:///{by_hand(tmp_path / 'online.db', 1, made=made)}", timeout=PATIENT)
+    assert reader.get(BESIDE, {"user_id": "u1"}, NOW).at == at
 
 
 def test_nothing_is_ever_written(tmp_path: Path):
@@ -353,6 +362,29 @@ def test_a_socket_that_never_answers_is_given_up():
         reader = open_reader(f"redis://:verysecret@127.0.0.1:{port}/2")
         with pytest.raises(StoreUnavailable, match=f"redis://127.0.0.1:{port}/2: Timeout") as told: of_user(reader)
         assert "verysecret" not in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_connection_with_answers_still_to_come_is_not_used_again():
+    "The server refuses the first of two questions; its second answer comes when somebody else has asked already."
+    asked = []
+    def serve(listening: socket.socket):
+        for _ in range(2):
+            connection = listening.accept()[0]
+            asked.append(connection.recv(65_536))
+            connection.sendall(b"-ERR not now\r\n" if len(asked) == 1 else b"*2\r\n$6\r\n" + b"\x08\x80\x80\x80\x80\x01\r\n$2\r\n\x20\x09\r\n")
+            connections.append(connection)
+
+    connections: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = Thread(target=serve, args=(listening,), daemon=True)
+        thread.start()
+        lonely = view_of("lonely", ("user_id",), {"w": "whole"})
+        reader = open_reader(f"redis://127.0.0.1:{listening.getsockname()[1]}", timeout=PATIENT)
+        with pytest.raises(StoreUnavailable, match="not now"): reader.get_many(lonely, [{"user_id": "u1"}, {"user_id": "u2"}], NOW)
+        assert reader.get(lonely, {"user_id": "u3"}, 0).values == {"w": 9}
+        thread.join(timeout=30)
+    assert len(asked) == 2 and b"u3" in asked[1]
+    for connection in connections: connection.close()
 
 
 def test_a_password_is_used_and_never_told(server: tuple[int, list[subprocess.Popen]]):
