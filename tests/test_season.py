@@ -290,6 +290,20 @@ def test_every_engine_knows_the_calendar(backend, dates):
     assert found == [told_day(moment, calendar) for moment in asked["seen"]]
 
 
+def test_the_clock_of_the_machine_does_not_matter():
+    "DuckDB reads times in the zone of its session, which is the machine's."
+    import duckdb
+    events, signals, calendar = random_events(3), random_signals(3), calendar_table(pd.Timestamp("2024-12-01"), 60)
+    asked = events[["event_id", "event_time"]]
+    here = season(events, ITEMS), signal_levels(signals), with_calendar(asked, calendar, "GB", time="event_time")
+    with duckdb.connect(config={"threads": 2}) as connection:
+        connection.execute("SET TimeZone = 'Asia/Tokyo'")
+        e, i, s, a, c = (connection.from_arrow(to_arrow(table)) for table in (events, ITEMS, signals, asked, calendar))
+        there = season(e, i), signal_levels(s), with_calendar(a, c.project("day::DATE AS day, country, kind"), "GB", time="event_time")
+        for one, other, keys in zip(here, there, (SEASON, LEVEL, "event_id"), strict=True):
+            pd.testing.assert_frame_equal(to_pandas(one, keys), to_pandas(other, keys), check_dtype=False, rtol=1e-9)
+
+
 def test_weeks_begin_on_monday_in_utc():
     "Also where the customers' clocks say otherwise."
     table = pd.DataFrame({"event_id": ["1", "2", "3"], "event_name": ["purchase", "purchase", "view_item"], "item_id": "a", "is_bot": False, "quantity": 1.,

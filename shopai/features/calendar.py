@@ -17,8 +17,8 @@ from .catalogue import DAY
 # %% ../../nbs/features/57_calendar.ipynb #407f0c37
 def _days(frame, column: str):
     "The frame with `_day`; `NEVER` where the time is missing."
-    if frame.implementation.is_spark_like(): frame = frame.with_columns(_time=nw.col(column).cast(nw.Datetime("us", "UTC")))  # dates, too
-    elif frame.implementation.is_duckdb(): frame = nw.from_native(frame.to_native().project(f'*, "{column}"::TIMESTAMPTZ AS _time'))
+    if frame.implementation.is_spark_like(): frame = frame.with_columns(_time=nw.col(column).cast(nw.Datetime("us", "UTC")))  # it wants a date to be a time
+    elif frame.implementation.is_duckdb(): frame = frame.with_columns(_time=nw.col(column))
     else:
         import pandas as pd
         frame = nw.from_native(frame.to_native().assign(_time=lambda native: pd.to_datetime(native[column], utc=True).astype("datetime64[us, UTC]")))
