@@ -42,6 +42,9 @@ class GuardedSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
     type: Literal["shopai.features.online_store.GuardedSqliteOnlineStore"] = "shopai.features.online_store.GuardedSqliteOnlineStore"
 
 # %% ../../nbs/features/62_online_store.ipynb #6ad8726b
+_TABLE = """
+create table if not exists "{table}" (entity_key blob, feature_name text, value blob, value_text text, vector_value blob,
+event_ts timestamp, created_ts timestamp, primary key (entity_key, feature_name)) without rowid"""
 _UPSERT = """
 insert into "{table}" (entity_key, feature_name, value, event_ts, created_ts) values (?, ?, ?, ?, ?)
 on conflict (entity_key, feature_name) do update set value = excluded.value, event_ts = excluded.event_ts, created_ts = excluded.created_ts
@@ -72,11 +75,26 @@ class GuardedSqliteOnlineStore(SqliteOnlineStore):
             for pragma in ("journal_mode = wal", "synchronous = normal", "busy_timeout = 30000"): connection.execute(f"pragma {pragma}")
         return self._conn
 
+    @staticmethod
+    def _table(config: RepoConfig, view: FeatureView) -> str:
+        return compute_table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
+
+    def update(self, config: RepoConfig, tables_to_delete: Sequence[FeatureView], tables_to_keep: Sequence[FeatureView], *entities: Any, **more: Any) -> None:
+        "Make the tables of views that there are, and drop those of others."
+        with self._get_conn(config) as connection:
+            for view in tables_to_keep: connection.execute(_TABLE.format(table=self._table(config, view)))
+            for view in tables_to_delete: connection.execute(f'drop table if exists "{self._table(config, view)}"')
+
     def online_write_batch(self, config: RepoConfig, table: FeatureView, data: Sequence[Row], progress: Callable[[int], Any] | None) -> None:
         "Write rows of a view, all or none of them."
-        name = compute_table_id(config.project, table, config.registry.enable_online_feature_view_versioning)
-        with self._get_conn(config) as connection: connection.executemany(_UPSERT.format(table=name), _cells(data, config.entity_key_serialization_version))
+        statement = _UPSERT.format(table=self._table(config, table))
+        with self._get_conn(config) as connection: connection.executemany(statement, _cells(data, config.entity_key_serialization_version))
         if progress: progress(len(data))
+
+    def expire(self, config: RepoConfig, table: FeatureView, before: datetime) -> int:  # values deleted
+        "Delete rows that are older than this."
+        statement = f'delete from "{self._table(config, table)}" where created_ts < ?'  # noqa: S608 - a name of ours
+        with self._get_conn(config) as connection: return connection.execute(statement, [micros(before)]).rowcount
 
 # %% ../../nbs/features/62_online_store.ipynb #3dbde8a5
 _SCRIPT = """

@@ -122,6 +122,6 @@ def messages(
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     keys = zip(*(_values(table[key], "whole" if key in WHOLE_KEYS else "text") for key in view.keys), strict=True)
     values = zip(*(_values(table[feature.name], feature.dtype) for feature in view.features), strict=True)
-    clocks = table["event_timestamp"].to_pylist()
-    return [(EntityKey(join_keys=view.keys, entity_values=key), dict(zip(view.names, row, strict=True)), clock, None)
+    clocks, names = table["event_timestamp"].to_pylist(), view.names
+    return [(EntityKey(join_keys=view.keys, entity_values=key), dict(zip(names, row, strict=True)), clock, None)
             for key, row, clock in zip(keys, values, clocks, strict=True)]

@@ -210,8 +210,15 @@ class _OnlineStore(_WritableStore):
         offline = self.feast._get_provider().offline_store
         table = offline.pull_latest_from_table_or_query(self.feast.config, defined.batch_source, *columns, start, end).to_arrow()
         sent = self._send(view, table, progress)
+        self._expire(view, end)
         with self._changing(): self._note(view.name, (min(start, brought or start), max(end, brought or end)))
         return sent
+
+    def _expire(self, view: View, end: datetime) -> None:
+        "Take out of a file what is older than the view's TTL; Redis does so by itself."
+        online = self.feast._get_provider().online_store
+        with _reaching(self.settings):
+            if hasattr(online, "expire"): online.expire(self.feast.config, self._views[view.name], end - view.ttl)
 
 # %% ../../nbs/features/65_store.ipynb #aff8f5ee
 def _questions(views: Sequence[View], entities: pd.DataFrame) -> pd.DataFrame:
