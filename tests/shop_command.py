@@ -3,9 +3,14 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import shopai.cli as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOPAI = Path(sys.executable).with_name("shopai")
@@ -18,7 +23,7 @@ def environment(home: Path, **variables) -> dict[str, str]:
     return {**os.environ, "SHOPAI_HOME": str(home), "COLUMNS": "200", **variables}
 
 
-def shopai(home: Path, *arguments, cwd: Path = ROOT, timeout: float = 120, **variables) -> subprocess.CompletedProcess:
+def shopai(home: Path, *arguments, cwd: Path = ROOT, timeout: float = 300, **variables) -> subprocess.CompletedProcess:
     "Run the command to its end."
     command = [SHOPAI, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment(home, **variables), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
@@ -37,10 +42,22 @@ def complaint(home: Path, code: int, *arguments, **options) -> str:
     assert result.returncode == code, f"{arguments}: {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr + result.stdout
     *progress, line = result.stderr.splitlines()
-    assert all(before.startswith(("recommend 2", "shopai serves")) for before in progress), result.stderr  # a job's progress is told there, too
+    assert all(before.startswith(("recommend 2", "features 2", "shopai serves")) for before in progress), result.stderr  # a job's progress is told there, too
     kind, _, message = line.partition(": ")
     assert kind == {1: "failed", 2: "error"}[code], line
     return message
+
+
+def called(monkeypatch, capsys, *arguments, **variables) -> tuple[int, str, str]:
+    "The command in this process, which is quicker: exit code, stdout, stderr."
+    for name, value in variables.items(): monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(sys, "argv", ["shopai", *map(str, arguments)])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended: cli.main()
+    finally: signal.signal(signal.SIGTERM, before)
+    told = capsys.readouterr()
+    return ended.value.code or 0, told.out, told.err
 
 
 def runs(home: Path, job: str = "recommend") -> list[Path]:

@@ -4,18 +4,15 @@ import json
 import os
 import pty
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from shop_command import ROOT, SHOPAI, complaint, done, environment, shopai
+from shop_command import ROOT, SHOPAI, called, complaint, done, environment, shopai
 from shop_server import running
 
-import shopai.cli as cli
 from shopai.core.lake import Lake
 from shopai.events.bus import LocalBus
 from shopai.events.wire import Door, read_event
@@ -68,18 +65,6 @@ def until(condition, seconds: float = 30.) -> None:
 
 
 # --- it explains itself ---
-
-
-def called(monkeypatch, capsys, *arguments, **variables) -> tuple[int, str, str]:
-    "The command in this process, which is quicker: exit code, stdout, stderr."
-    for name, value in variables.items(): monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(sys, "argv", ["shopai", *map(str, arguments)])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended: cli.main()
-    finally: signal.signal(signal.SIGTERM, before)
-    told = capsys.readouterr()
-    return ended.value.code or 0, told.out, told.err
 
 
 @pytest.mark.parametrize(("command", "told"), [
