@@ -1,12 +1,13 @@
 """Does it help to tell the recommender what the customer did lately? Measured on simulated shops, whose visitors search, view and buy.
 
     python benchmarks/live_context.py
+    python benchmarks/live_context.py --models transformer --seeds 0 --customers 500 --out /tmp/transformer.json
 
-EASE with the half-life of `params/default` is fitted on purchases up to four weeks before the end and bundled with them. Each first purchase of an item within
-those weeks is a question, put at three moments of the visit: at its `start`; at the `choice` of what to look at, just before the first view of that item; and
-before the `cart`, when the item has nearly always been viewed. The last five items that the same customer viewed, carted or bought before are left aside
-(`history`), or go to the model and are withheld from the answer (`recent`: what is served within a visit), or only go to the model (`recent, shown`). Where the
-purchased item was viewed in the visit before, the answer is trivial: these questions are counted apart as well. A visitor without a name gets what is
+Each model, with the hyper-parameters of the training job, is fitted on purchases up to four weeks before the end and bundled with them. Each first purchase of
+an item within those weeks is a question, put at three moments of the visit: at its `start`; at the `choice` of what to look at, just before the first view of
+that item; and before the `cart`, when the item has nearly always been viewed. The last five items that the same customer viewed, carted or bought before are
+left aside (`history`), or go to the model and are withheld from the answer (`recent`: what is served within a visit), or only go to the model (`recent, shown`).
+Where the purchased item was viewed in the visit before, the answer is trivial: these questions are counted apart as well. A visitor without a name gets what is
 `popular`, or is known by these items `alone`.
 """
 
@@ -28,8 +29,9 @@ from shopai.core.lake import Lake
 from shopai.data.histories import SECONDS_A_DAY, Histories
 from shopai.data.interactions import Interactions, purchases
 from shopai.data.shop_lake import build_shop
-from shopai.recommend.baselines import EASE, Popularity
+from shopai.recommend.baselines import Popularity
 from shopai.recommend.bundle import Recommender, save_bundle
+from shopai.recommend.job import RecommendParameters, line_up
 
 RESULT = Path(__file__).parent / "results" / "live_context.json"
 WAYS = ("history", "recent", "recent, shown", "popular", "alone")
@@ -89,16 +91,19 @@ def shop(folder: Path, seed: int, customers: int, items: int, days: int) -> tupl
     return bought, events.astype({"code": int}).sort_values(["at", "event_id"], kind="stable")
 
 
-def measure(seed: int, customers: int, items: int, days: int, weeks: int) -> pd.DataFrame:
-    "Every question of one shop with the places."
+def measure(models: list[str], seed: int, customers: int, items: int, days: int, weeks: int) -> pd.DataFrame:
+    "Every question of one shop with the places, for each model."
+    factories = line_up(RecommendParameters(models=models, transformer={"d_model": 64, "epochs": 4, "baskets": 0.1}))  # the network of params/smoke
     with tempfile.TemporaryDirectory() as folder:
         bought, events = shop(Path(folder), seed, customers, items, days)
         start = bought.now - weeks * 7 * SECONDS_A_DAY
         past = bought.before(start)
-        save_bundle(f"{folder}/bundle", EASE(regularisation=100.0, half_life=14.0).fit(past), past, {}, Popularity().fit(past))
-        recommender = Recommender.load(f"{folder}/bundle")
-        # Codes are those of all items ever bought, in the order of their names, and the bundle keeps them.
-        return pd.DataFrame([question | places(recommender, question) for question in questions(events, start)]).assign(seed=seed).drop(columns="last")
+        asked, found = list(questions(events, start)), []
+        for name, make in factories.items():
+            save_bundle(f"{folder}/{name}", make(0).fit(past), past, {}, Popularity().fit(past))  # its codes are those of `bought`
+            recommender = Recommender.load(f"{folder}/{name}")
+            found.append(pd.DataFrame([question | places(recommender, question) for question in asked]).assign(model=name))
+        return pd.concat(found).assign(seed=seed).drop(columns="last")
 
 
 def figures(rows: pd.DataFrame) -> dict:
@@ -111,6 +116,16 @@ def figures(rows: pd.DataFrame) -> dict:
     return found
 
 
+def moments(rows: pd.DataFrame) -> dict:
+    "The figures of one model at each moment."
+    found = {moment: figures(part) for moment, part in rows.groupby("moment", sort=False)}
+    for viewed, part in rows[rows["moment"] == "cart"].groupby("viewed"): found[f"cart, {'viewed' if viewed else 'not viewed'} in the visit"] = figures(part)
+    start = rows[rows["moment"] == "start"]
+    for days, part in start.groupby(pd.cut(start["pause_days"], [0, 1 / 48, 1, 7, 1_000]), observed=True):
+        found[f"start, {days.left:.3g} to {days.right:.3g} days after the last event"] = figures(part)
+    return found
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a simulated shop each")
@@ -118,19 +133,20 @@ def main() -> None:
     options.add_argument("--items", type=int, default=1_000)
     options.add_argument("--days", type=int, default=270, help="length of the history")
     options.add_argument("--weeks", type=int, default=4, help="the last weeks, in which is asked")
+    options.add_argument("--models", nargs="+", default=["decayed-ease", "ease", "item-knn"], help="as the training job names them")
+    options.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
     given = options.parse_args()
     began = time.perf_counter()
-    rows = pd.concat([measure(seed, given.customers, given.items, given.days, given.weeks) for seed in given.seeds], ignore_index=True)
-    found = {moment: figures(part) for moment, part in rows.groupby("moment", sort=False)}
-    for viewed, part in rows[rows["moment"] == "cart"].groupby("viewed"): found[f"cart, {'viewed' if viewed else 'not viewed'} in the visit"] = figures(part)
-    start = rows[rows["moment"] == "start"]
-    for days, part in start.groupby(pd.cut(start["pause_days"], [0, 1 / 48, 1, 7, 1_000]), observed=True):
-        found[f"start, {days.left:.3g} to {days.right:.3g} days after the last event"] = figures(part)
-    write_json(RESULT, {"command": "python benchmarks/live_context.py", "measured": datetime.now(UTC).isoformat(timespec="seconds"), "data": "simulated shops",
-                        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}", "shops": vars(given),
-                        "seconds": round(time.perf_counter() - began), "moments": found})
-    told = {(moment, name): {"questions": each["questions"], **{way: each[name][way]["mean"] for way in WAYS}}
-            for moment, each in found.items() for name in ("hr@10", "ndcg@10")}
+    shops = [measure(given.models, seed, given.customers, given.items, given.days, given.weeks) for seed in given.seeds]
+    rows = pd.concat(shops, ignore_index=True)
+    found = {model: moments(part) for model, part in rows.groupby("model", sort=False)}
+    shown = {name: value for name, value in vars(given).items() if name not in ("models", "out")}
+    write_json(given.out, {"command": "python benchmarks/live_context.py", "data": "simulated",
+                           "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+                           "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}", "shops": shown,
+                           "seconds": round(time.perf_counter() - began), "models": found})
+    told = {(model, moment, name): {"questions": each["questions"], **{way: each[name][way]["mean"] for way in WAYS}}
+            for model, part in found.items() for moment, each in part.items() for name in ("hr@10", "ndcg@10")}
     print(pd.DataFrame(told).T.to_string())
 
 
