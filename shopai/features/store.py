@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -127,10 +128,12 @@ class _WritableStore(_AppliedStore):
     ) -> Append:
         "Replace a view's table in the lake, whole or not at all. Raises `UsageError` that names a column that is missing, unknown or of a wrong type."
         found, rejected = catalogue.view(view), []
+        batches = self._kept(found, rows, rejected)
+        first = list(islice(batches, 1))  # a mistake shows before anything is touched
         if (self.settings.home / "features" / "registry.db").exists():
             with self._changing():
                 if any(there.name == view for there in self.feast.list_feature_views()): self._note(view)
-        done = self.lake.replace_stream(found.table, self._kept(found, rows, rejected), found.arrow_schema())
+        done = self.lake.replace_stream(found.table, chain(first, batches), found.arrow_schema())
         return replace(done, rejected=sum(rejected))
 
     def add(
