@@ -6,7 +6,7 @@
 Each model, with the hyper-parameters of the training job, is fitted on purchases up to four weeks before the end and bundled with them. Each first purchase of
 an item within those weeks is a question, put at three moments of the visit: at its `start`; at the `choice` of what to look at, just before the first view of
 that item; and before the `cart`, when the item has nearly always been viewed. The last five items that the same customer viewed, carted or bought before are
-left aside (`history`), or go to the model and are withheld from the answer (`recent`: what is served within a visit), or only go to the model (`recent, shown`).
+left aside (`history`), or go to the model and are withheld from the answer (`recent`: what is served in a visit), or only go to the model (`recent, shown`).
 Where the purchased item was viewed in the visit before, the answer is trivial: these questions are counted apart as well. A visitor without a name gets what is
 `popular`, or is known by these items `alone`.
 """
@@ -111,7 +111,7 @@ def figures(rows: pd.DataFrame) -> dict:
     found: dict = {"questions": len(rows), "visits": int(rows.groupby("seed")["visit"].nunique().sum())}
     for name, gain in (("hr@10", lambda p: (p < 10).astype(float)), ("ndcg@10", lambda p: np.where(p < 10, 1 / np.log2(np.minimum(p, 10) + 2), 0.0))):
         by_shop = rows[list(WAYS)].apply(gain).groupby(rows["seed"]).mean()
-        found[name] = {way: {"mean": round(by_shop[way].mean(), 4), "sd": round(by_shop[way].std(), 4)} for way in WAYS}
+        found[name] = {way: {"mean": round(by_shop[way].mean(), 4), "sd": round(by_shop[way].std(ddof=len(by_shop) > 1), 4)} for way in WAYS}
         found[name]["gain of recent"] = [round(each, 4) for each in by_shop["recent"] - by_shop["history"]]
     return found
 
