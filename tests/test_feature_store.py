@@ -249,6 +249,20 @@ def test_writers_at_the_same_time(shop: FeatureStore):
     assert [one.at for one in looked] == [NOON + 110 + user % 3 for user in range(40)]
 
 
+def test_threads_ask_at_the_same_time(lake_shop: FeatureStore):
+    lake_shop.write("user_context", states([(f"u{n % 100}", NOON + n) for n in range(2000)]))
+    asked, failed = pd.DataFrame({"user_id": ["u7"], "event_timestamp": times([NOON + DAY])}), []
+    def work(what) -> None:
+        try:
+            for _ in range(5): what()
+        except Exception as error: failed.append(error)  # noqa: BLE001 - a thread's errors would be lost
+    jobs = [lambda: lake_shop.training_set(asked, ["user_context"]), lambda: lake_shop.materialize(until=moment(NOON + DAY), full=True)]
+    threads = [threading.Thread(target=work, args=(job,)) for job in (*jobs, *jobs)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert failed == []
+
+
 def test_every_kind_of_value_comes_through(shop: FeatureStore):
     facts = {"cart_value": -1.25, "cart_changed_at": 2**52 + 1, "recent_item_1": "naïve ☕", "recent_item_2": ""}
     shop.write("user_context", states([("ann ☕", NOON)], **facts))

@@ -263,7 +263,8 @@ class _ReadableTables(_FiledTables):
         where: str | None = None,  # SQL predicate over any columns of the table, such as "price > 10"
         version: int | None = None,  # as of this version
         time: str | datetime | None = None,  # as of this time: ISO 8601 with zone, or a datetime with zone
-        as_: str = "pandas",  # "pandas", "arrow", or "duckdb": a relation on DuckDB's default connection, not yet computed
+        as_: str = "pandas",  # "pandas", "arrow", or "duckdb": a relation that is not yet computed
+        connection: "duckdb.DuckDBPyConnection | None" = None,  # whose relation; None: that of DuckDB's default connection, which serves one thread at a time
     ) -> "pd.DataFrame | pa.Table | duckdb.DuckDBPyRelation":
         """Read a table; rows of different commits come in no promised order.
 
@@ -274,7 +275,7 @@ class _ReadableTables(_FiledTables):
         columns = [columns] if isinstance(columns, str) else None if columns is None else list(columns)
         if unknown := [c for c in columns or () if c not in dataset.schema.names]:
             raise UsageError(f"table {table!r} has no column {unknown[0]!r}; it has {', '.join(dataset.schema.names)}")
-        if as_ == "duckdb": return _relation(dataset, columns, where, duckdb.default_connection())
+        if as_ == "duckdb": return _relation(dataset, columns, where, connection or duckdb.default_connection())
         if where:
             with duckdb.connect() as connection: data = _relation(dataset, columns, where, connection).to_arrow_table()
         else:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/features/60_offline.ipynb #c9f65573
 def _quoted(*names: str) -> list[str]: return ['"' + name.replace('"', '""') + '"' for name in names]
 
+# %% ../../nbs/features/60_offline.ipynb #cc52f147
 def _one_of(keys: str, features: Sequence[str]) -> str:
     "Of rows with the same keys, the one with the largest values."
     order = ", ".join(f"{name} desc nulls last" for name in _quoted(*features)) or "1"
@@ -36,10 +37,11 @@ def _one_of(keys: str, features: Sequence[str]) -> str:
 # %% ../../nbs/features/60_offline.ipynb #39d0c8e5
 def as_of(
     asked: pa.Table,  # (n, …) the questions: the keys and `event_timestamp`
-    known: "duckdb.DuckDBPyRelation",  # the keys, `event_timestamp` and the features; on DuckDB's default connection
+    known: "duckdb.DuckDBPyRelation",  # the keys, `event_timestamp` and the features
     keys: Sequence[str],
     features: Sequence[str],
     ttl_us: int | None = None,  # an older row doesn't answer; None: any age does
+    connection: "duckdb.DuckDBPyConnection | None" = None,  # that of `known`; None: DuckDB's default
 ) -> pa.Table:  # (n, features) in the order of the questions; missing where nothing was known
     "What was known at the moment of each question."
     import duckdb
@@ -47,7 +49,7 @@ def as_of(
     cast = "".join(f", cast({name} as {kinds[key]}) as {name}" for key, name in zip(keys, _quoted(*keys), strict=True))
     names, same = "".join(f", {name}" for name in _quoted(*keys)), "".join(f" and q.{name} = k.{name}" for name in _quoted(*keys))
     wanted, young = ", ".join(f"k.{name}" for name in _quoted(*features)), "true" if ttl_us is None else f"_at - _known <= {ttl_us}"
-    return duckdb.sql(f"""
+    return (connection or duckdb).sql(f"""
         with questions as (select _row, epoch_us(event_timestamp) as _at{cast} from asked),
              moments as (select epoch_us(event_timestamp) as _known{names} from known),
              found as materialized (select q.*, case when {young} then _known end as _found from questions q asof left join moments k on _at >= _known{same})
@@ -63,41 +65,44 @@ def _within(start: datetime | None, end: datetime | None) -> str:
 
 # %% ../../nbs/features/60_offline.ipynb #b0c61aed
 def latest(
-    known: "duckdb.DuckDBPyRelation",  # the keys, `event_timestamp` and the features; on DuckDB's default connection
+    known: "duckdb.DuckDBPyRelation",  # the keys, `event_timestamp` and the features
     keys: Sequence[str],
     features: Sequence[str],
     start: datetime | None = None,  # rows from then on; None: from the beginning
     end: datetime | None = None,    # rows up to then, inclusively
+    connection: "duckdb.DuckDBPyConnection | None" = None,  # that of `known`; None: DuckDB's default
 ) -> pa.Table:  # (entities, …) keys, `event_timestamp` and features, in the order of the keys
     "The newest row of each entity in a window of time."
     import duckdb
     names, wanted = ", ".join(_quoted(*keys)), ", ".join(_quoted(*keys, "event_timestamp", *features))
     there = " and ".join(f"{name} is not null" for name in _quoted(*keys))
-    return duckdb.sql(f"""
+    return (connection or duckdb).sql(f"""
         with rows as (select {wanted} from known where {_within(start, end)} and {there}),
              newest as (select {names}, max(event_timestamp) as event_timestamp from rows group by {names})
         select {wanted} from rows join newest using ({names}, event_timestamp)
         {_one_of(names, features)} order by {names}""").to_arrow_table()
 
 # %% ../../nbs/features/60_offline.ipynb #732ba19b
-def _rows(source: FileSource, columns: Sequence[str]) -> "duckdb.DuckDBPyRelation":
+def _rows(source: FileSource, columns: Sequence[str], connection: "duckdb.DuckDBPyConnection") -> "duckdb.DuckDBPyRelation":
     "The table of the lake behind a view."
     location, _, table = source.path.rpartition("/")
     lake = Lake(location)
     if not lake.exists(table): raise UsageError(f"the lake has no table {table!r}: these features were never written; write them with: shopai run features")
-    return lake.read(table, columns, as_="duckdb")
+    return lake.read(table, columns, as_="duckdb", connection=connection)
 
 # %% ../../nbs/features/60_offline.ipynb #040e6976
 class LakeJob(RetrievalJob):
     "A question to the lake that is asked when the answer is needed."
 
-    def __init__(self, ask: Callable[[], pa.Table], full_feature_names: bool = False, on_demand: Sequence[OnDemandFeatureView] = (),
+    def __init__(self, ask: "Callable[[duckdb.DuckDBPyConnection], pa.Table]", full_feature_names: bool = False, on_demand: Sequence[OnDemandFeatureView] = (),
                  metadata: RetrievalMetadata | None = None):
         self._ask, self._full, self._on_demand, self._metadata = ask, full_feature_names, list(on_demand), metadata
 
-    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table: return self._ask()
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        import duckdb
+        with duckdb.connect() as connection: return self._ask(connection)
 
-    def _to_df_internal(self, timeout: int | None = None) -> "pd.DataFrame": return self._ask().to_pandas()
+    def _to_df_internal(self, timeout: int | None = None) -> "pd.DataFrame": return self._to_arrow_internal().to_pandas()
 
     @property
     def full_feature_names(self) -> bool: return self._full
@@ -109,7 +114,7 @@ class LakeJob(RetrievalJob):
     def metadata(self) -> RetrievalMetadata | None: return self._metadata
 
 # %% ../../nbs/features/60_offline.ipynb #25902e20
-def _joined(asked: pa.Table, view: FeatureView, features: Sequence[str], full_feature_names: bool) -> pa.Table:
+def _joined(asked: pa.Table, view: FeatureView, features: Sequence[str], full_feature_names: bool, connection: "duckdb.DuckDBPyConnection") -> pa.Table:
     "The questions with the features of one view behind them."
     name, names = view.projection.name_to_use(), view.projection.join_key_map or {}
     keys = [column.name for column in view.entity_columns]
@@ -117,7 +122,7 @@ def _joined(asked: pa.Table, view: FeatureView, features: Sequence[str], full_fe
         if names.get(key, key) not in asked.column_names: raise UsageError(f"entities: column {key!r} is missing, which {name} needs")
     questions = pa.table({**{key: asked[names.get(key, key)] for key in keys}, "event_timestamp": asked["event_timestamp"]})
     ttl = round(view.ttl.total_seconds() * SECOND) if view.ttl else None
-    answers = as_of(questions, _rows(view.batch_source, [*keys, "event_timestamp", *features]), keys, features, ttl)
+    answers = as_of(questions, _rows(view.batch_source, [*keys, "event_timestamp", *features], connection), keys, features, ttl, connection)
     for feature in features: asked = asked.append_column(f"{name}__{feature}" if full_feature_names else feature, answers[feature])
     return asked
 
@@ -141,9 +146,9 @@ class LakeOfflineStore(OfflineStore):
         if "event_timestamp" not in entity_df: raise UsageError(f"entity_df must have the column 'event_timestamp'; it has {', '.join(map(str, entity_df))}")
         of: dict[str, list[str]] = {}
         for name, feature in dict.fromkeys(tuple(ref.split(":", 1)) for ref in feature_refs): of.setdefault(name, []).append(feature)
-        def ask() -> pa.Table:
+        def ask(connection: "duckdb.DuckDBPyConnection") -> pa.Table:
             asked = pa.Table.from_pandas(entity_df, preserve_index=False)
-            for view in feature_views: asked = _joined(asked, view, of[view.projection.name_to_use()], full_feature_names)
+            for view in feature_views: asked = _joined(asked, view, of[view.projection.name_to_use()], full_feature_names, connection)
             return asked
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         times, keys = entity_df["event_timestamp"], [column for column in entity_df if column != "event_timestamp"]
@@ -156,7 +161,7 @@ class LakeOfflineStore(OfflineStore):
     ) -> LakeJob:
         "The newest row of each entity in a window of time."
         columns = [*join_key_columns, timestamp_field, *feature_name_columns]
-        return LakeJob(lambda: latest(_rows(data_source, columns), join_key_columns, feature_name_columns, start_date, end_date))
+        return LakeJob(lambda own: latest(_rows(data_source, columns, own), join_key_columns, feature_name_columns, start_date, end_date, own))
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -165,4 +170,4 @@ class LakeOfflineStore(OfflineStore):
     ) -> LakeJob:
         "All rows in a window of time."
         columns = [*join_key_columns, timestamp_field, *feature_name_columns]
-        return LakeJob(lambda: _rows(data_source, columns).filter(_within(start_date, end_date)).to_arrow_table())
+        return LakeJob(lambda own: _rows(data_source, columns, own).filter(_within(start_date, end_date)).to_arrow_table())

@@ -8,6 +8,7 @@ __all__ = ['Row', 'micros', 'GuardedSqliteOnlineStoreConfig', 'GuardedSqliteOnli
 
 # %% ../../nbs/features/62_online_store.ipynb #aebb90d1
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -68,6 +69,8 @@ def _cells(rows: Sequence[Row], version: int) -> Iterator[tuple[bytes, str, byte
 class GuardedSqliteOnlineStore(SqliteOnlineStore):
     "Feast's SQLite store, in which no older row replaces a newer one."
 
+    _turn = threading.Lock()  # a thread must not commit half of what another is writing
+
     def _get_conn(self, config: RepoConfig) -> sqlite3.Connection:
         if self._conn is None:
             Path(self._get_db_path(config)).parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +91,13 @@ class GuardedSqliteOnlineStore(SqliteOnlineStore):
     def online_write_batch(self, config: RepoConfig, table: FeatureView, data: Sequence[Row], progress: Callable[[int], Any] | None) -> None:
         "Write rows of a view, all or none of them."
         statement = _UPSERT.format(table=self._table(config, table))
-        with self._get_conn(config) as connection: connection.executemany(statement, _cells(data, config.entity_key_serialization_version))
+        with self._turn, self._get_conn(config) as connection: connection.executemany(statement, _cells(data, config.entity_key_serialization_version))
         if progress: progress(len(data))
 
     def expire(self, config: RepoConfig, table: FeatureView, before: datetime) -> int:  # values deleted
         "Delete rows that are older than this."
         statement = f'delete from "{self._table(config, table)}" where created_ts < ?'  # noqa: S608 - a name of ours
-        with self._get_conn(config) as connection: return connection.execute(statement, [micros(before)]).rowcount
+        with self._turn, self._get_conn(config) as connection: return connection.execute(statement, [micros(before)]).rowcount
 
 # %% ../../nbs/features/62_online_store.ipynb #3dbde8a5
 _SCRIPT = """
