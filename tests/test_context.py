@@ -250,6 +250,23 @@ def test_what_arrives_in_a_later_batch_is_known_later():
     assert second["event_timestamp"].tolist() == first["event_timestamp"].tolist() and second["recent_item_1"].tolist() == ["b"]
 
 
+@pytest.mark.parametrize("by", ["user_id", "session_id"])
+def test_visits_that_go_on_and_visits_that_are_over(by: str):
+    "Told one by one: a visit goes on after 23 hours, whatever happened in between, and begins anew after more than 24, remembered or not."
+    def row(hour, session, name="add_to_cart", user="ann"):
+        return {"user_id": user, "session_id": session, "event_name": name, "event_time": START + pd.Timedelta(hours=hour), "item_id": f"i{hour}", "price": 1.}
+
+    events = table([row(0, "s1"), row(1, "s2", "purchase"), row(14, "s1", "purchase"), row(20, "s2"), row(23, "s1"), row(40, "s3", user="bob"), row(43.9, "s2"),
+                    row(46.9, "s1"), row(70, "s4"), row(72, "s1"), row(94, "s4", "purchase"),
+                    row(94.5, "s4"), row(119, "s4"), row(119.5, "s4"), row(120, "s1", "view_item")])
+    told, memory = in_batches(events, by, list(range(1, len(events))))
+    assert_same(told, fold(events, by), by)
+    assert_same(context(events, by), told, by)
+    after = told[told["seen_at"] == us(START + pd.Timedelta(hours=72))].iloc[0]  # s1, silent for 25 hours
+    assert (after["session_events"], after["orders"]) == ((1, 0) if by == "session_id" else (1, 2))
+    assert set(memory[by]) == ({"s4", "s1"} if by == "session_id" else {"ann", "bob"})
+
+
 def test_parts_make_no_difference():
     import pyarrow as pa
     events = table(strange_events(500, seed=3))

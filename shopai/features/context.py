@@ -63,7 +63,9 @@ _NOTHING = {"_session": "", "_order": "", "_item": "", "_views": 0., "_orders_30
             "_at": NEVER, "_start": EVER, "_first": EVER, "_last": NEVER, "_changed": NEVER}  # a step that changes nothing
 
 def _recalled(telling, by: str, kind: str, **said: str | int):
-    "Steps of one kind; `said`: a column, or a number. The kind is the `_id`, by which they are sorted: orders, which empty the cart, before what is in it."
+    """Steps of one kind; `said`: a column, or a number.
+
+    The kind is the `_id`, by which an entity's are sorted: orders, which empty the cart, before what is in it, and the oldest of the last items first."""
     there = {name: nw.lit(nothing) for name, nothing in _NOTHING.items()}
     there |= {name: nw.col(value) if isinstance(value, str) else nw.lit(value) for name, value in ({"_clock": "_seen"} | said).items()}
     return telling.select(by, "_time", **there, _id=nw.lit(kind)).select(by, *STEP)
@@ -85,8 +87,7 @@ def _memory(telling, by: str):
              _recalled(telling.filter(nw.col("_opens") == 1), by, "an order", _buys=1, _order="_order"),
              _recalled(rows("_ends_visit"), by, "visit", _clock="_clock", _session="_session", _rows="session_events", _start="session_started_at"),
              _recalled(rows("_ends_line"), by, "in cart", _sign=1, _item="_item", _pieces="_in", _price="_ask")]
-    for back, name in reversed(list(enumerate(RECENT))):  # the oldest comes first
-        kinds.append(_recalled(ends.filter(~nw.col(name).is_null()), by, f"recent {-back + 5}", _touches=1, _item=name))
+    kinds += [_recalled(ends.filter(~nw.col(name).is_null()), by, f"recent {5 - back}", _touches=1, _item=name) for back, name in enumerate(RECENT)]
     return _stored(stacked(*kinds), by)
 
 # %% ../../nbs/features/50_context.ipynb #44c93ca7

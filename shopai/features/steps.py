@@ -100,7 +100,7 @@ def steps(
 # %% ../../nbs/features/42_steps.ipynb #91ab13dd
 def _visits(frame, by: str):
     before = along(frame, nw.col("_clock").shift(1), by, "_session").fill_null(EVER).cast(nw.Int64)
-    frame = _ints(frame.with_columns(_pause=(nw.col("_clock") - before > SILENCE) & (nw.col("_turn") == 1)), "_pause")
+    frame = _ints(frame.with_columns(_pause=nw.col("_clock") - before > SILENCE), "_pause")
     frame = _ints(frame.with_columns(_visit=along(frame, nw.col("_pause").cum_sum(), by, "_session")), "_visit")
     start, rows = (along(frame, running, by, "_session", "_visit") for running in (nw.col("_start").cum_min(), nw.col("_rows").cum_sum()))
     return _ints(frame.with_columns(session_started_at=start, session_events=rows), "session_started_at", "session_events")
@@ -157,7 +157,7 @@ def _cart(frame, *who: str):
     frame = _ints(frame, "cart_size", "cart_value")
     frame = frame.with_columns(_size_before=along(frame, nw.col("cart_size").shift(1), *who).fill_null(0))
     changed = (nw.col("_in") != nw.col("_in_before")) | ((nw.col("_buys") == 1) & (nw.col("_size_before") > 0))
-    frame = _ints(frame.with_columns(_changed=nw.when(changed & (nw.col("_turn") == 1)).then(nw.col("_at")).otherwise(nw.col("_changed"))), "_changed")
+    frame = _ints(frame.with_columns(_changed=nw.when(changed).then(nw.col("_at")).otherwise(nw.col("_changed"))), "_changed")
     return frame.with_columns(cart_changed_at=along(frame, nw.col("_changed").cum_max(), *who))
 
 # %% ../../nbs/features/42_steps.ipynb #5ec71c35
