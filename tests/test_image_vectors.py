@@ -246,10 +246,11 @@ def test_axes_are_drawn_from_some_of_many(shop, kept):
 
 def test_axes_are_those_of_scikit_learn():
     from sklearn.decomposition import PCA
-    rows = np.random.default_rng(0).normal(size=(200, 12)) @ np.diag(np.arange(1, 13))
-    ours, theirs = learn_axes(rows, 5, lift=0).project(rows), PCA(5, whiten=True).fit_transform(rows)
-    assert np.abs(np.abs(ours) - np.abs(theirs)).max() < 1e-4
-    basis = learn_axes(rows, 5).basis
+    many = np.random.default_rng(0).normal(size=(200, 12)) @ np.diag(np.arange(1, 13))
+    for rows in (many, many[:10]):  # more rows than columns, and fewer
+        ours, theirs = learn_axes(rows, 5, lift=0).project(rows), PCA(5, whiten=True).fit_transform(rows)
+        assert np.abs(np.abs(ours) - np.abs(theirs)).max() < 1e-4
+    basis = learn_axes(many, 5).basis
     assert (np.take_along_axis(basis, np.abs(basis).argmax(axis=1)[:, None], axis=1) > 0).all()
 
 

@@ -274,20 +274,32 @@ class Axes:
         return ((rows - self.mean) @ self.basis.T).astype(np.float32)
 
 # %% ../../nbs/features/30_image.ipynb #e1cd3526
+def _directions(
+    centred: np.ndarray,  # (n, d) with mean 0
+) -> tuple[np.ndarray, np.ndarray]:  # variances (r,), largest first, and their directions (r, d); r is the smaller of n and d
+    "Principal directions; of many rows from their (d, d) covariances, of few from the rows."
+    n, d = centred.shape
+    if n <= d:
+        _, deviations, vectors = np.linalg.svd(centred, full_matrices=False)
+        return deviations**2 / (n - 1), vectors
+    values, vectors = np.linalg.eigh(centred.T @ centred / (n - 1))
+    return np.maximum(values[::-1], 0), vectors[:, ::-1].T
+
+# %% ../../nbs/features/30_image.ipynb #a0fd3791
 def learn_axes(
     rows: np.ndarray,  # (n, d) of n ≥ 2 pictures
     dim: int,          # axes, at most d; beyond n − 1 they are zero
     lift: float = LIFT,  # α
 ) -> Axes:
     "Principal axes, whitened; signs are such that the largest loading of each axis is positive."
-    mean, n = rows.mean(axis=0, dtype=np.float64), len(rows)
-    centred, most = rows - mean, min(n - 1, rows.shape[1])
-    values, vectors = np.linalg.eigh(centred.T @ centred / (n - 1))
-    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1].T
+    mean, most = rows.mean(axis=0, dtype=np.float64), min(len(rows) - 1, rows.shape[1])
+    values, vectors = _directions(rows - mean)
     signs = np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1))
     real = (np.arange(len(values)) < most) & (values > 1e-12 * values[0])
     scale = np.divide(1, np.sqrt(values + lift * values.sum() / most), out=np.zeros_like(values), where=real)
-    return Axes(mean.astype(np.float32), (signs * vectors * scale[:, None])[:dim].astype(np.float32))
+    basis = np.zeros((dim, rows.shape[1]), np.float32)
+    basis[:len(values)] = (signs * vectors * scale[:, None])[:dim]
+    return Axes(mean.astype(np.float32), basis)
 
 # %% ../../nbs/features/30_image.ipynb #09c87202
 @dataclass(frozen=True)
