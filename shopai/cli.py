@@ -914,20 +914,22 @@ def demo(
     port: Port = 8000,
     stop: Annotated[bool, typer.Option("--stop", help="Stop after the example calls instead of serving on.")] = False,
 ) -> None:
-    "The whole loop: a shop's data into the lake, its last week over the bus, train, judge, publish, serve; then four example calls."
+    "The whole loop: a shop's data into the lake, its last week over the bus, features, train, judge, publish, serve; then example calls."
     from shopai.core.jobs import find_notebook, find_profile
 
     settings, started = get_settings(), time.perf_counter()
     if data and not data.exists(): raise UsageError(f"data: the file {data} does not exist")
     _check_port("127.0.0.1", port, " (make demo PORT=…)")
-    find_notebook("recommend", settings), find_profile("recommend", profile, settings)  # rather now than after the lake was built
+    for job in ("features", "recommend"): find_notebook(job, settings), find_profile(job, profile, settings)  # rather now than after the lake was built
     out.rule("1 · a shop's data into the lake")
     if data: _build(settings, "online-retail", data)
     else: _build(settings, "synthetic", None, customers=1_500, items=400, days=365)
     if not data: _live_week(settings)
-    out.rule("2 · train, judge against the baselines, publish the champion")
+    out.rule("2 · what the shop knows: features, offline and online")
+    _run("features", profile, settings=settings)
+    out.rule("3 · train, judge against the baselines, publish the champion")
     _run("recommend", profile, settings=settings)
-    out.rule("3 · serve")
+    out.rule("4 · serve")
     environment = {"SHOPAI_SERVE_LOG_LEVEL": "warning", **_environment()}
     server = subprocess.Popen(_serve_command("127.0.0.1", port), env=environment)  # noqa: S603 - our own interpreter and module
     try:
@@ -1011,17 +1013,25 @@ def _example_calls(address: str, server: subprocess.Popen, settings: Settings, p
         answer = _get(f"{address}{path}", body)
         for item in answer["items"]:
             out.print(f"  {item['rank']}. {item['title'] or 'no title'}  ({item['item_id']}, score {item['score']:.3f})", soft_wrap=True)
-    _example_event(address, user, items[-1])
+    _example_event(address, user, items[-1], settings)
 
 
-def _example_event(address: str, user: str, item: str) -> None:
-    "Send what a visitor does, as the shop's pages would, and say where it goes."
+def _example_event(address: str, user: str, item: str, settings: Settings) -> None:
+    "Send what a customer does, as the shop's pages would, let it land, and ask again: the answer knows."
     event = {"event_name": "add_to_cart", "user_id": user, "session_id": "demo", "item_id": item, "consent": True}
     body = {"events": [event]}
     out.print("\nwhat a customer does, sent by the shop", style="bold")
     out.print(f"curl -s -X POST '{address}/v1/events' -H 'Content-Type: application/json' -d '{json.dumps(body)}'", soft_wrap=True)
     verdict, = _get(f"{address}/v1/events", body)["events"]
-    out.print(f"  {verdict['status']}: event {verdict['event_id']} is safe on the bus; into the lake with: shopai events ingest --once", soft_wrap=True)
+    out.print(f"  {verdict['status']}: event {verdict['event_id']} is safe on the bus")
+    out.print("\nit lands in the lake, and what is known of the customer changes at once", style="bold")
+    out.print(f"shopai events ingest --once\nshopai features get --user {user} --view user_context", soft_wrap=True)
+    from threading import Event
+
+    _in_process(settings, True, Event(), lambda progress: None, 20_000, .05, True)
+    told = _get(f"{address}/v1/recommendations", {"user_id": user, "k": 3})
+    out.print(f"  asked again, the answer to the first call has the context {told['context']}: "
+              f"{', '.join(str(item['title'] or item['item_id']) for item in told['items'])}", soft_wrap=True)
 
 
 def _example_customer(settings: Settings) -> tuple[str, list[str]]:
