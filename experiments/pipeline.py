@@ -13,6 +13,7 @@ from shopai.core.jobs import find_notebook, find_profile, run_job
 from shopai.core.lake import Lake
 from shopai.data.sources import build_source
 from shopai.events.ingest import Overtaken, ingest_from_settings, serve_ingest
+from shopai.features.live import forget_online
 
 
 class ShopConfig(dg.Config):
@@ -36,6 +37,7 @@ def shop_tables(config: ShopConfig) -> dg.MaterializeResult:
     if config.source or not lake.exists("events"):
         build_source(config.source or "synthetic", lake, Path(config.path) if config.path else None, settings.home.absolute() / "images",
                      **config.options)
+        forget_online(settings)
     return dg.MaterializeResult(metadata={"location": str(lake.location), **{f"version of {table}": version for table, version in lake.versions().items()}})
 
 
@@ -55,7 +57,7 @@ def _run(job: str, profile: str) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata={"report": report, **{name: value for name, value in result.metrics.items() if isinstance(value, (int, float))}})
 
 
-@dg.asset(deps=[live_events], group_name="features", description="What the shop knows of customers, items and seasons: in the lake as of any moment, and online as of now.")
+@dg.asset(deps=[live_events], group_name="features", description="What the shop knows: in the lake as of any moment, and online as of now.")
 def features(config: JobConfig) -> dg.MaterializeResult:
     return _run("features", config.profile)
 

@@ -146,6 +146,7 @@ def _build(settings: Settings, source: str, path: Path | None, pictures: bool = 
     images = settings.home.absolute() / "images" if pictures else None
     given = {name: value for name, value in options.items() if value is not None}
     with _bars() as progress: report = build_source(source, lake, path, images, progress, **given)
+    _forget_online(settings)
     seconds = time.perf_counter() - started
     if report.get("simulated"): _tell_simulated(report, seconds)
     else: _tell_export(report, seconds)
@@ -153,6 +154,18 @@ def _build(settings: Settings, source: str, path: Path | None, pictures: bool = 
     if kept := report.get("untouched"):
         out.print(f"left as they were: {', '.join(kept)} (the source has none; if they belong to another shop, use another home)", soft_wrap=True)
     out.print(f"lake: {settings.lake_location}" + ("" if before is None else f" (the events before are version {before})"), soft_wrap=True)
+
+
+def _forget_online(settings: Settings) -> None:
+    "What is online of the shop before goes, too."
+    from shopai.features.online import StoreUnavailable
+
+    if not (settings.home / "features" / "registry.db").exists(): return
+    from shopai.features.live import forget_online
+
+    try: forget_online(settings)
+    except StoreUnavailable as error: _failed(f"the lake is built anew, but features of the old one are still online: {error}")
+    out.print("features of the shop before were taken offline; make new ones with: shopai run features")
 
 
 def _tell_export(report: dict, seconds: float) -> None:

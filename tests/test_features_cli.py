@@ -165,7 +165,8 @@ def test_before_anything_is_there_the_way_is_shown(command, tmp_path: Path, monk
     assert get_settings().home == tmp_path
 
 
-@pytest.mark.parametrize(("parameter", "message"), [("neighbours=0", "neighbours"), ("title_models=[bert]", "title_models"), ("new_share=2", "new_share"), ("nope=1", "nope")])
+@pytest.mark.parametrize(("parameter", "message"), [
+    ("neighbours=0", "neighbours"), ("title_models=[bert]", "title_models"), ("new_share=2", "new_share"), ("nope=1", "nope")])
 def test_a_wrong_parameter_fails_before_any_work(tmp_path: Path, parameter: str, message: str):
     result = shopai(tmp_path / "home", "run", "features", "-p", parameter)
     assert result.returncode == 2 and message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr

@@ -39,7 +39,8 @@ def test_a_fresh_home_gets_a_shop_and_a_champion(home: Path):
     [folder] = runs(home)
     assert job_status(folder)["status"] == "done" and champion(home)["version"] == folder.name
     assert read(folder / "manifest.json")["profile"] == "smoke"
-    assert {path.name for path in home.iterdir()} == {"bus", "cache", "features", "lake", "images", "runs", "models", "mlflow.db", "mlflow.db.lock"}  # Dagster leaves nothing behind
+    ours = {"bus", "cache", "features", "lake", "images", "runs", "models", "mlflow.db", "mlflow.db.lock"}
+    assert {path.name for path in home.iterdir()} == ours  # Dagster leaves nothing behind
 
 
 def test_a_lake_is_kept_and_a_failing_job_is_one_line(home: Path, tmp_path: Path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLLOWED', 'Pushes', 'Pushed', 'newest', 'past_of', 'LiveContext', 'active_since', 'Mark', 'catch_up', 'follow_lake',
-           'live_context']
+           'forget_online', 'live_context']
 
 # %% ../../nbs/features/75_live.ipynb #11c19bbc
 import json
@@ -229,6 +229,17 @@ def _store(settings: Settings) -> Pushes:
     store = FeatureStore(settings)
     store.apply()
     return store
+
+# %% ../../nbs/features/75_live.ipynb #9edb5e0d
+def forget_online(
+    settings: Settings,
+) -> bool:  # False: there is no feature store, so there was nothing to forget
+    "Take everything offline, for a lake that was built anew. Raises `StoreUnavailable`."
+    if not Mark(settings).path.with_name("registry.db").exists(): return False
+    from shopai.features.store import FeatureStore
+    FeatureStore(settings).clear()
+    Mark(settings).path.unlink(missing_ok=True)
+    return True
 
 # %% ../../nbs/features/75_live.ipynb #0e9aff77
 def live_context(

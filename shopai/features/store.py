@@ -223,6 +223,14 @@ class _OnlineStore(_WritableStore):
         with _reaching(self.settings):
             if hasattr(online, "expire"): online.expire(self.feast.config, self._views[view.name], end - view.ttl)
 
+    def clear(self) -> None:
+        "Take everything offline, for a lake that holds another shop from now on: of the old one, newer rows would never give way. Raises `StoreUnavailable`."
+        views = list(self._views.values())
+        with self._changing(), _reaching(self.settings):
+            self.feast._get_provider().online_store.teardown(self.feast.config, views, [])
+            for view in views: self._note(view.name)
+        self.apply()
+
 # %% ../../nbs/features/65_store.ipynb #aff8f5ee
 def _questions(views: Sequence[View], entities: pd.DataFrame) -> pd.DataFrame:
     "The keys and times of the questions, checked."
