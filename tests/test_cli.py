@@ -134,7 +134,7 @@ def test_version(home: Path): assert done(home, "--version").strip() == f"shopai
     (["serve", "--workers", "0"], "Invalid value for '--workers'"),
     (["demo", "--port", "99999"], "Invalid value for '--port': Input should be less than or equal to 65535"),
     (["demo", "--data", "x.csv"], "data: the file x.csv does not exist"),
-    (["demo", "--profile", "nope"], "profile: there is no params/nope/recommend.yaml"),
+    (["demo", "--profile", "nope"], "profile: there is no params/nope/features.yaml"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_a_mistake(home: Path, arguments: list, message: str):
     assert message in complaint(home, 2, *arguments)

