@@ -662,7 +662,7 @@ def _shown(name: str, value) -> str:
 
     if name.endswith("_at"): return f"{datetime.fromtimestamp(value / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC"
     if hasattr(value, "tolist"): return f"{', '.join(f'{x:.3f}' for x in value.tolist()[:4])}, … ({len(value)} numbers)"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    return str(value) if not isinstance(value, float) else f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 # --- simulation ----------------------------------------------------------------------------------------------------------------------------
