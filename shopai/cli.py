@@ -160,12 +160,11 @@ def _forget_online(settings: Settings) -> None:
     "What is online of the shop before goes, too."
     from shopai.features.online import StoreUnavailable
 
-    if not (settings.home / "features" / "registry.db").exists(): return
     from shopai.features.live import forget_online
 
-    try: forget_online(settings)
+    try: forgotten = forget_online(settings)
     except StoreUnavailable as error: _failed(f"the lake is built anew, but features of the old one are still online: {error}")
-    out.print("features of the shop before were taken offline; make new ones with: shopai run features")
+    if forgotten: out.print("features of the shop before were taken offline; make new ones with: shopai run features")
 
 
 def _tell_export(report: dict, seconds: float) -> None:
@@ -469,16 +468,9 @@ def features_apply() -> None:
 
     settings = get_settings()
     with err.status("waking Feast up"):
-        store = FeatureStore(settings)
-        store.apply()
-    out.print(f"the feature store is ready: {len(_all_views())} views · {_online(settings)}", soft_wrap=True)
+        applied = FeatureStore(settings).apply()
+    out.print(f"the feature store is ready: {len(applied['views'])} views · {_online(settings)}", soft_wrap=True)
     out.print("fill it with: shopai run features", style="dim")
-
-
-def _all_views() -> list[str]:
-    from shopai.features.catalogue import VIEWS
-
-    return list(VIEWS)
 
 
 def _online(settings: Settings) -> str:

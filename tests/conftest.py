@@ -58,6 +58,16 @@ def bundles(tmp_path_factory: pytest.TempPathFactory):
     return folder, bought
 
 
+@pytest.fixture(scope="module")
+def shop(bundles, tmp_path_factory: pytest.TempPathFactory):
+    "Home with a champion, what its customers bought, and the published bundle."
+    from shop_server import publish
+
+    from shopai.recommend.bundle import Recommender
+    (folder, bought), home = bundles, tmp_path_factory.mktemp("home")
+    return home, bought, Recommender.load(publish(home, folder / "ease", "1"))
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "A `SHOPAI_HOME` of the test's own, empty."

@@ -11,21 +11,13 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shop_server import ASK, ROOT, publish
+from shop_server import ASK, ROOT
 
 from serving.app import create_app
 from serving.config import get_serve_settings
 from serving.problems import MEDIA_TYPE
 from serving.schemas import MAX_BODY, Models, ProblemDocument, Ready, RecommendationRequest, Recommendations, SimilarItems
 from shopai.core.config import Settings, UsageError
-from shopai.recommend.bundle import Recommender
-
-
-@pytest.fixture(scope="module")
-def shop(bundles, tmp_path_factory):
-    "Home with a champion, its interactions, and the published bundle."
-    (folder, bought), home = bundles, tmp_path_factory.mktemp("home")
-    return home, bought, Recommender.load(publish(home, folder / "ease", "1"))
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,11 @@ from pathlib import Path
 
 import pytest
 from feast_store import Feast, free_port, redis_at, stop
-from shop_server import ASK, ROOT, publish, running
+from shop_server import ASK, ROOT, running
 
 from serving.features import VISIT, combine
 from shopai.features.catalogue import DAY, HOUR, MINUTE, PROJECT, VIEWS
 from shopai.features.online import Looked
-from shopai.recommend.bundle import Recommender
-
-
-@pytest.fixture(scope="module")
-def shop(bundles, tmp_path_factory):
-    "Home with a champion, what its customers bought, and the published bundle."
-    (folder, bought), home = bundles, tmp_path_factory.mktemp("home")
-    return home, bought, Recommender.load(publish(home, folder / "ease", "1"))
 
 
 def now() -> int: return time.time_ns() // 1_000

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ..core.config import UsageError
-from ..core.files import whole_file, write_json
+from ..core.files import reading, whole_file, write_json
 from ..data.histories import Histories
+from .vectors import as_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,31 +83,33 @@ def _fitted(model: "ALSVectors") -> "ALSVectors":
     return model
 
 # %% ../../nbs/features/45_interactions.ipynb #841cf7e1
-def _rows(model: "ALSVectors", key: str, ids: np.ndarray, vectors: np.ndarray, at: "Moment | None") -> "pd.DataFrame":
+def _rows(model: "ALSVectors", view: str, ids: np.ndarray, vectors: np.ndarray, at: "Moment | None") -> "pd.DataFrame":
     import pandas as pd
 
     from shopai.data.interactions import seconds
     end, at = (pd.Timestamp(second, unit="s", tz="UTC") for second in (model.known, model.known if at is None else seconds(at)))
     if at < end: raise UsageError(f"at must not lie before {end}, the end of the data that the vectors know, got {at}")
-    there = vectors.any(axis=1)
-    stamps = pd.Series(at, index=range(there.sum()), dtype="datetime64[us, UTC]")
-    return pd.DataFrame({key: ids[there].astype(object), "event_timestamp": stamps, "vector": list(vectors[there])})
+    return as_rows(view, ids, vectors, at)
 
 # %% ../../nbs/features/45_interactions.ipynb #2ce7c20f
+def _check(model: "ALSVectors") -> None:
+    "Raises `ValueError` for arrays that aren't what `fit` leaves."
+    for name, (kind, dimensions) in _ARRAYS.items():
+        value = getattr(model, name)
+        if (value.dtype.kind, value.ndim) != (kind, dimensions): raise ValueError(f"{name} is {value.dtype} {value.shape}")
+    for ids, vectors in ((model.user_ids, model.users), (model.item_ids, model.items)):
+        if vectors.shape != (len(ids), model.dim): raise ValueError(f"vectors are {vectors.shape}, expected {(len(ids), model.dim)}")
+
+# %% ../../nbs/features/45_interactions.ipynb #94594e32
 def _read(cls: "type[ALSVectors]", folder: Path) -> "ALSVectors":
-    path = folder / "model.json"
-    try:
+    with reading(folder / "model.json") as path:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["kind"] != cls.kind: raise ValueError(f"it holds {facts['kind']!r}, not {cls.kind!r}")
         model = cls(**facts["params"])
-        model.known, path = int(facts["known"]), folder / "arrays.npz"
+        model.known = int(facts["known"])
+    with reading(folder / "arrays.npz") as path:
         with np.load(path, allow_pickle=False) as stored: vars(model).update({name: stored[name] for name in _ARRAYS})
-        for name, (kind, dimensions) in _ARRAYS.items():
-            value = getattr(model, name)
-            if (value.dtype.kind, value.ndim) != (kind, dimensions): raise ValueError(f"{name} is {value.dtype} {value.shape}")
-        for ids, vectors in ((model.user_ids, model.users), (model.item_ids, model.items)):
-            if vectors.shape != (len(ids), model.dim): raise ValueError(f"vectors are {vectors.shape}, expected {(len(ids), model.dim)}")
-    except Exception as error: raise UsageError(f"{path}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from None
+        _check(model)
     return model
 
 # %% ../../nbs/features/45_interactions.ipynb #36929eac
@@ -154,11 +157,11 @@ class ALSVectors:
 
     def user_rows(self, at: "Moment | None" = None) -> "pd.DataFrame":
         "Rows of the view `user_als`: `user_id, event_timestamp` (`at`; None: the end of the data), `vector`. Raises `UsageError` for a moment before that end."
-        return _rows(_fitted(self), "user_id", self.user_ids, self.users, at)
+        return _rows(_fitted(self), "user_als", self.user_ids, self.users, at)
 
     def item_rows(self, at: "Moment | None" = None) -> "pd.DataFrame":
         "Rows of the view `item_als`, likewise."
-        return _rows(_fitted(self), "item_id", self.item_ids, self.items, at)
+        return _rows(_fitted(self), "item_als", self.item_ids, self.items, at)
 
     def save(self, folder: str | Path) -> Path:
         "Write `arrays.npz` and `model.json`; the folder is made. Same model, same bytes."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TitleModel', 'Context', 'FeaturesParameters', 'held_out', 'shared_category', 'meaning', 'neighbour_table',
-           'plot_seasons', 'most_seasonal', 'as_rows', 'largest_difference', 'spot_check', 'time_look_ups']
+           'plot_seasons', 'most_seasonal', 'largest_difference', 'spot_check', 'time_look_ups']
 
 # %% ../../nbs/features/80_job.ipynb #e4c91f59
 import time
@@ -139,21 +139,6 @@ def most_seasonal(
     newest = rows.sort_values("event_timestamp").drop_duplicates(["category", "week"], keep="last")
     spread = newest.groupby("category")["season_index"].std(ddof=0).sort_values(ascending=False, kind="stable")
     return spread.index[:count].tolist()
-
-# %% ../../nbs/features/80_job.ipynb #5b11a8e2
-def as_rows(
-    view: str,             # one of the views with a vector
-    ids: Sequence[str],    # (n,)
-    vectors: np.ndarray,   # (n, d) float32
-    at: datetime,          # when they were made, with a zone
-) -> "pd.DataFrame":  # the view's key, `event_timestamp`, `vector`; without rows of zeros
-    "Vectors as rows of a view. Raises `UsageError` for a view that holds none."
-    import pandas as pd
-    (key, *others), names = VIEWS[view].keys, VIEWS[view].names
-    if others or names != ("vector",): raise UsageError(f"view must be one that holds a vector, got {view!r}")
-    known = np.flatnonzero(np.abs(vectors).sum(axis=1) > 0)
-    rows = pd.DataFrame({key: np.asarray(ids, dtype=object)[known], "vector": list(vectors[known])})
-    return rows.assign(event_timestamp=pd.Timestamp(at).tz_convert("UTC").as_unit("us"))
 
 # %% ../../nbs/features/80_job.ipynb #af696ac3
 def largest_difference(

@@ -171,8 +171,8 @@ class Mark:
         "The mark, from the note or from what is in the lake's feature tables."
         try: note = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError): note = {}
-        found = [_newest_clock(lake, VIEWS[view].table) for view in FOLLOWED]
         if {name: note.get(name) for name in self.about} == self.about: return note["clock"]
+        found = [_newest_clock(lake, VIEWS[view].table) for view in FOLLOWED]
         return None if None in found else min(found)
 
     def write(self, clock: int) -> None:

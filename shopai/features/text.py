@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..core.config import UsageError
-from ..core.files import whole_file, write_json
+from ..core.files import reading, whole_file, write_json
 from .vectors import unit
 
 # %% ../../nbs/features/20_text.ipynb #395da3c9
@@ -113,16 +113,9 @@ def _checked(model: "_Words") -> None:
         if one in model.arrays and len(getattr(model, one)) != len(getattr(model, other)): raise ValueError(f"{one} and {other} differ in number")
 
 # %% ../../nbs/features/20_text.ipynb #5648624e
-@contextmanager
-def _reading(path: Path) -> Iterator[Path]:
-    "Whatever fails inside becomes a `UsageError` of one line that names the file."
-    try: yield path
-    except Exception as error: raise UsageError(f"{path}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from None
-
-
 def _saved(cls: type, folder: str | Path) -> tuple[Any, dict[str, Any]]:
     "An encoder with the saved parameters, and all that its `model.json` tells."
-    with _reading(Path(folder) / "model.json") as path:
+    with reading(Path(folder) / "model.json") as path:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["kind"] != cls.kind: raise ValueError(f"it holds {facts['kind']!r}, not {cls.kind!r}")
         return cls(**facts["params"]), facts
@@ -169,7 +162,7 @@ class _Words:
     def load(cls, folder: str | Path) -> "_Words":
         "Read it back, with NumPy alone. Raises `UsageError` that names the file and what is wrong with it."
         model, _ = _saved(cls, folder)
-        with _reading(Path(folder) / "arrays.npz") as path, np.load(path, allow_pickle=False) as stored:
+        with reading(Path(folder) / "arrays.npz") as path, np.load(path, allow_pickle=False) as stored:
             vars(model).update({name: stored[name] for name in cls.arrays})
             _checked(model)
         return model
@@ -361,5 +354,5 @@ def load_encoder(
     folder: str | Path,  # where an encoder of any kind was saved
 ) -> Any:
     "The encoder, ready to transform. Raises `UsageError` that names the file and what is wrong with it."
-    with _reading(Path(folder) / "model.json") as path: encoder = _kind(json.loads(path.read_text(encoding="utf-8"))["kind"])
+    with reading(Path(folder) / "model.json") as path: encoder = _kind(json.loads(path.read_text(encoding="utf-8"))["kind"])
     return encoder.load(folder)

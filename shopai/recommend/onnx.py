@@ -15,7 +15,8 @@ import numpy as np
 
 from ..core.config import UsageError
 from ..data.histories import Histories, last, take
-from .models import best_others, read_arrays, read_facts, reading
+from ..core.files import reading
+from .models import best_others, read_arrays, read_facts
 
 if TYPE_CHECKING: import onnxruntime
 

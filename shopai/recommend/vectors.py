@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.config import Settings, UsageError
+from ..features.vectors import as_rows
 from .baselines import EASE, partial_correlations
 from .bundle import Recommender
 
@@ -58,12 +59,9 @@ def vector_rows(
     dim: int = 64,  # as in `item_vectors`
 ) -> "pd.DataFrame | None":  # `item_id, event_timestamp, vector`; items of which it knows nothing have no row; None: it has no vectors
     "The rows of the view `item_recommender`."
-    import pandas as pd
     vectors = item_vectors(recommender.model, dim)
     if vectors is None: return None
-    known = np.flatnonzero(np.abs(vectors).sum(axis=1) > 0)
-    stamp = pd.DatetimeIndex([pd.Timestamp(at).tz_convert("UTC")] * len(known)).as_unit("us")
-    return pd.DataFrame({"item_id": [recommender.item_ids[code] for code in known], "event_timestamp": stamp, "vector": list(vectors[known])})
+    return as_rows("item_recommender", list(recommender.item_ids), vectors, at)
 
 # %% ../../nbs/recommend/45_vectors.ipynb #83e0dce7
 def share_vectors(
